@@ -1,0 +1,3 @@
+//! leaderpool
+pub mod patroni;
+pub mod topology;

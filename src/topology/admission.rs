@@ -1,0 +1,239 @@
+//! The two keys together: who is admitted, and when that ends.
+
+use tokio::time::Instant;
+
+use super::epoch::Epoch;
+use super::event::{Action, SourceKind, TopologyEvent, WithdrawReason};
+use super::machine::{Claim, FAILOVERS_KEPT, Loss, Topology};
+use super::refusal::Refusal;
+use super::view::{FailoverRecord, LeaderState, MemberHealth};
+use crate::patroni::Timeline;
+
+/// What the two keys say together.
+enum Verdict {
+    Admit(Timeline),
+    Refuse(WithdrawReason),
+    /// No probe since the claim was made.
+    Pending,
+}
+
+impl Topology {
+    fn verdict(&self, claim: &Claim) -> Verdict {
+        let Some(member) = self.view.members.get(&claim.member) else { return Verdict::Pending };
+        let report = match &member.health {
+            MemberHealth::Unknown => return Verdict::Pending,
+            MemberHealth::Down { error, .. } => {
+                return Verdict::Refuse(WithdrawReason::Unreachable { error: error.clone() });
+            }
+            MemberHealth::Refused(refusal) => {
+                return Verdict::Refuse(WithdrawReason::Refused(refusal.clone()));
+            }
+            MemberHealth::Up(report) => report,
+        };
+        if let Some(expected) = self.view.system_id
+            && expected != report.system_id
+        {
+            // It was asked before the cluster's identifier was known.
+            return Verdict::Refuse(WithdrawReason::Refused(Refusal::ForeignServer {
+                expected,
+                found: report.system_id,
+            }));
+        }
+        if report.in_recovery {
+            return Verdict::Refuse(WithdrawReason::InRecovery);
+        }
+        if report.sent_at < claim.proof_after {
+            return match &claim.doubt {
+                Some(doubt) => Verdict::Refuse(doubt.clone()),
+                None => Verdict::Pending,
+            };
+        }
+        if let Some(newest) = self.view.epoch
+            && report.timeline == newest.timeline
+            && claim.revision < newest.revision
+            && self.last_leader.as_ref() != Some(&claim.member)
+        {
+            return Verdict::Refuse(WithdrawReason::Refused(Refusal::OldClaim {
+                newest: newest.revision,
+                found: claim.revision,
+            }));
+        }
+        Verdict::Admit(report.timeline)
+    }
+
+    /// Brings the leader in line with what the two keys say now.
+    pub(super) fn judge(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.config.main_source == SourceKind::Fixed {
+            self.claim_from_probes(now, actions);
+        }
+        let admitted = self.view.leader.admitted().map(str::to_owned);
+        let Some(claim) = self.claim.clone() else {
+            if let Some(name) = admitted {
+                let reason = match &self.view.refused {
+                    Some(refusal) => WithdrawReason::Refused(refusal.clone()),
+                    None => WithdrawReason::KeyGone,
+                };
+                self.withdraw(&name, reason, now, actions);
+            }
+            self.set_leader(None, now);
+            return;
+        };
+        if let Some(name) = &admitted
+            && *name != claim.member
+        {
+            let reason = WithdrawReason::KeyMoved { to: claim.member.clone() };
+            self.withdraw(name, reason, now, actions);
+        }
+        match self.verdict(&claim) {
+            Verdict::Admit(timeline) => self.admit(&claim, timeline, now, actions),
+            Verdict::Refuse(reason) => {
+                if self.view.leader.admitted().is_some() {
+                    self.withdraw(&claim.member, reason, now, actions);
+                } else if let WithdrawReason::Refused(refusal @ Refusal::OldClaim { .. }) = reason
+                    && self.told_claim_refusal.as_ref() != Some(&refusal)
+                {
+                    self.told_claim_refusal = Some(refusal.clone());
+                    actions.push(Action::Tell(TopologyEvent::MemberRefused {
+                        member: claim.member.clone(),
+                        refusal,
+                    }));
+                }
+                self.set_leader(Some(&claim), now);
+            }
+            Verdict::Pending => {
+                // The key was deleted and made anew: what the member said before proves nothing now.
+                if self.view.leader.admitted().is_some() {
+                    self.withdraw(&claim.member, WithdrawReason::KeyGone, now, actions);
+                }
+                self.set_leader(Some(&claim), now);
+            }
+        }
+    }
+
+    /// Without a key, the servers alone say who leads: the only one out of recovery on the newest
+    /// timeline. Two of them on one timeline are one too many, and neither is believed.
+    pub(super) fn claim_from_probes(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let primaries = self.view.members.values().filter_map(|member| {
+            let report = member.report()?;
+            (!report.in_recovery).then_some((report.timeline, report.sent_at, &member.name))
+        });
+        let newest = primaries.clone().map(|(timeline, ..)| timeline).max();
+        let mut named = primaries.filter(|(timeline, ..)| Some(*timeline) == newest);
+        let only = match (named.next(), named.next()) {
+            (Some((_, sent_at, name)), None) => Some((sent_at, name.clone())),
+            _ => None,
+        };
+        match only {
+            Some((sent_at, name)) => {
+                if self.claim.as_ref().is_none_or(|claim| claim.member != name) {
+                    self.claim_by(name, 0, now, actions);
+                    // The probe is the claim here: there is no key that it would have to follow.
+                    if let Some(claim) = &mut self.claim {
+                        claim.proof_after = sent_at;
+                    }
+                }
+            }
+            None if self.view.leader.admitted().is_none() => self.claim = None,
+            // The admitted one stays claimed until a probe of it fails.
+            None => {}
+        }
+    }
+
+    pub(super) fn admit(
+        &mut self,
+        claim: &Claim,
+        timeline: Timeline,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(system_id) = self.view.system_id.or_else(|| {
+            self.view.members.get(&claim.member)?.report().map(|report| report.system_id)
+        }) else {
+            return;
+        };
+        self.view.system_id = Some(system_id);
+        let known = self.view.epoch;
+        let same_reign = known.is_some_and(|known| known.timeline == timeline)
+            && self.last_leader.as_ref() == Some(&claim.member);
+        let revision = match known {
+            // The same member on the same timeline: the epoch never goes back with the store.
+            Some(known) if known.timeline == timeline => claim.revision.max(known.revision),
+            _ => claim.revision,
+        };
+        let epoch = Epoch { system_id, timeline, revision };
+        if self.view.leader.admitted() == Some(&claim.member) && known == Some(epoch) {
+            return;
+        }
+        if !same_reign {
+            self.view.reign += 1;
+            self.trail.clear();
+            for member in self.view.members.values_mut() {
+                member.lag_bytes = None;
+            }
+        }
+        self.view.epoch = Some(epoch);
+        self.last_leader = Some(claim.member.clone());
+        self.told_claim_refusal = None;
+        if let Some(claim) = &mut self.claim {
+            claim.doubt = None;
+        }
+        if let Some(loss) = self.loss.take() {
+            if self.view.failovers.len() == FAILOVERS_KEPT {
+                self.view.failovers.remove(0);
+            }
+            self.view.failovers.push(FailoverRecord {
+                from: Some(loss.from),
+                to: claim.member.clone(),
+                epoch,
+                reason: loss.reason,
+                lost_at: loss.at,
+                claimed_at: claim.seen_at,
+                admitted_at: now,
+            });
+        }
+        if let Some(member) = self.view.members.get(&claim.member)
+            && let Some(report) = member.report()
+            && let Some(written) = report.written
+        {
+            self.trail.mark(report.sent_at, written);
+        }
+        if self.view.leader.admitted() != Some(&claim.member) {
+            self.view.leader = LeaderState::Admitted { member: claim.member.clone(), since: now };
+        }
+        actions.push(Action::Admit { member: claim.member.clone(), epoch, reign: self.view.reign });
+        actions.push(Action::Tell(TopologyEvent::Admitted { member: claim.member.clone(), epoch }));
+    }
+
+    pub(super) fn withdraw(
+        &mut self,
+        name: &str,
+        reason: WithdrawReason,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        self.loss.get_or_insert_with(|| Loss {
+            from: name.to_owned(),
+            reason: reason.clone(),
+            at: now,
+        });
+        self.view.leader = LeaderState::Unknown { since: now };
+        actions.push(Action::Withdraw { member: name.to_owned(), reason: reason.clone() });
+        if reason.is_demotion() {
+            actions.push(Action::Fence { member: name.to_owned(), reason: reason.clone() });
+        }
+        actions.push(Action::Tell(TopologyEvent::LeaderLost { member: name.to_owned(), reason }));
+    }
+
+    /// Sets the unadmitted state, keeping `since` where nothing changes.
+    pub(super) fn set_leader(&mut self, claim: Option<&Claim>, now: Instant) {
+        match (&self.view.leader, claim) {
+            (LeaderState::Unknown { .. }, None) => {}
+            (LeaderState::Claimed { member, .. }, Some(claim)) if *member == claim.member => {}
+            (_, Some(claim)) => {
+                self.view.leader =
+                    LeaderState::Claimed { member: claim.member.clone(), since: now };
+            }
+            (_, None) => self.view.leader = LeaderState::Unknown { since: now },
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Who leads, who may be read: the state machine over what discovery sees and what the members say.
+//!
+//! [`Topology::apply`] takes an event and the time and returns actions; it does no IO, has no clock of
+//! its own and never waits, so every rule here can be tested in any order of events. The rules:
+//!
+//! - **Two keys admit a write target.** The leader key names it, and a probe *sent after that was seen*
+//!   finds it out of recovery, in this cluster, on a timeline not older than any seen. The key alone is
+//!   taken before the promotion; the server alone is what an old primary says too.
+//! - **The epoch only grows.** A claim that would take it back is refused and named.
+//! - **Losing one key withdraws the admission** at once. Work in flight is cut only where the node is
+//!   known to be demoted or foreign, not where proof is merely missing.
+//! - **A lost source is not a lost leader.** While etcd is away the last claim stands, as long as the
+//!   member itself confirms it, and the members' REST is asked.
+
+mod admission;
+mod epoch;
+mod event;
+mod machine;
+mod members;
+mod refusal;
+mod sources;
+mod trail;
+mod view;
+
+pub use epoch::Epoch;
+pub use event::{
+    Action, Cadence, Event, MemberSpec, ProbeFailure, ProbeReport, SourceKind, Suspicion,
+    TopologyEvent, WithdrawReason,
+};
+pub use machine::{Topology, TopologyConfig};
+pub use refusal::Refusal;
+pub use view::{ClusterView, FailoverRecord, LeaderState, MemberHealth, MemberView};
