@@ -1,0 +1,99 @@
+//! `run`: a cluster in the foreground.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use leaderpool_testbed::{Cluster, Dynamic, Manager, Ports};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// What manages PostgreSQL: patroni-4, patroni-3, or the path of a program that takes a patroni.yml.
+    #[arg(long, default_value = "patroni-4", value_parser = manager)]
+    manager: Manager,
+    /// The run directory, kept at the end; a temporary one if not given.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// The documented ports, or free ones.
+    #[arg(long, value_enum, default_value_t = PortChoice::Free)]
+    ports: PortChoice,
+    /// With HAProxy.
+    #[arg(long)]
+    haproxy: bool,
+    /// How many nodes.
+    #[arg(long, default_value_t = 3)]
+    nodes: usize,
+    /// How many members of etcd, 1 or 3.
+    #[arg(long, default_value_t = 1)]
+    etcd: usize,
+    /// The fastest timing that Patroni allows (20/1/3), not the documented one (30/10/10).
+    #[arg(long)]
+    fast: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PortChoice {
+    Free,
+    Seed,
+}
+
+fn manager(text: &str) -> Result<Manager> {
+    Ok(match text {
+        "patroni-3" => Manager::Patroni3,
+        "patroni-4" => Manager::Patroni4,
+        path if path.contains('/') => Manager::Program(path.into()),
+        other => anyhow::bail!("unknown manager {other}: patroni-4, patroni-3 or a path"),
+    })
+}
+
+impl Run {
+    pub(super) async fn run(self) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut builder = Cluster::builder()
+            .manager(self.manager)
+            .nodes(self.nodes)
+            .etcd_members(self.etcd)
+            .haproxy(self.haproxy)
+            .dynamic(if self.fast { Dynamic::fast() } else { Dynamic::default() })
+            .ports(match self.ports {
+                PortChoice::Free => Ports::Free,
+                PortChoice::Seed => Ports::Seed,
+            });
+        if let Some(dir) = self.dir {
+            builder = builder.dir(dir);
+        }
+        // A start that is interrupted is dropped, and its processes with it.
+        let cluster = tokio::select! {
+            cluster = builder.start() => cluster?,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        };
+        report(&cluster).await?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        println!("stopping");
+        cluster.shutdown().await
+    }
+}
+
+async fn report(cluster: &Cluster) -> Result<()> {
+    let leader = cluster.leader_key().await?.unwrap_or_default();
+    println!("cluster in {}", cluster.dir().display());
+    for node in cluster.nodes() {
+        let role = if node.name() == leader { "primary" } else { "replica" };
+        println!(
+            "  {:<18} {role}  PostgreSQL 127.0.0.1:{}  REST http://127.0.0.1:{}  {}",
+            node.name(),
+            node.postgres_port(),
+            node.rest_port(),
+            node.manager().name()
+        );
+    }
+    println!("client configuration: {}", cluster.write_client_toml()?.display());
+    println!("ready: Ctrl-C takes everything down");
+    Ok(())
+}
