@@ -199,7 +199,7 @@ impl Member {
             // The plain form of Patroni before 1.0: URLs only, nothing else known.
             let mut urls = text.split_ascii_whitespace();
             let conn_url = urls.next().unwrap_or_default().to_owned();
-            return Ok(Self { conn_url, ..Self::nameless() });
+            return Ok(Self::with_conn_url(conn_url));
         }
         Ok(serde_json::from_str(text)?)
     }
@@ -212,9 +212,15 @@ impl Member {
         ServerAddress::from_conn_url(&self.conn_url)
     }
 
-    fn nameless() -> Self {
+    /// A member of which only the address is known.
+    #[must_use]
+    pub fn at(address: &ServerAddress) -> Self {
+        Self::with_conn_url(format!("postgres://{address}/postgres"))
+    }
+
+    fn with_conn_url(conn_url: String) -> Self {
         Self {
-            conn_url: String::new(),
+            conn_url,
             api_url: None,
             proxy_url: None,
             state: unknown_state(),

@@ -30,23 +30,15 @@ impl Topology {
             }
             MemberHealth::Up(report) => report,
         };
-        if let Some(expected) = self.view.system_id
-            && expected != report.system_id
-        {
-            // It was asked before the cluster's identifier was known.
-            return Verdict::Refuse(WithdrawReason::Refused(Refusal::ForeignServer {
-                expected,
-                found: report.system_id,
-            }));
-        }
         if report.in_recovery {
             return Verdict::Refuse(WithdrawReason::InRecovery);
         }
-        if report.sent_at < claim.proof_after {
-            return match &claim.doubt {
-                Some(doubt) => Verdict::Refuse(doubt.clone()),
-                None => Verdict::Pending,
-            };
+        let Some(asked) = self.asked.get(&claim.member) else { return Verdict::Pending };
+        if asked.doubted_at.is_some() {
+            return Verdict::Refuse(WithdrawReason::ShuttingDown);
+        }
+        if report.sent_at < claim.proof_after || asked.answered_in <= claim.proof_event {
+            return Verdict::Pending;
         }
         if let Some(newest) = self.view.epoch
             && report.timeline == newest.timeline
@@ -66,6 +58,7 @@ impl Topology {
         if self.config.main_source == SourceKind::Fixed {
             self.claim_from_probes(now, actions);
         }
+        self.fence_the_spared(actions);
         let admitted = self.view.leader.admitted().map(str::to_owned);
         let Some(claim) = self.claim.clone() else {
             if let Some(name) = admitted {
@@ -90,9 +83,9 @@ impl Topology {
                 if self.view.leader.admitted().is_some() {
                     self.withdraw(&claim.member, reason, now, actions);
                 } else if let WithdrawReason::Refused(refusal @ Refusal::OldClaim { .. }) = reason
-                    && self.told_claim_refusal.as_ref() != Some(&refusal)
+                    && self.told_refusal.as_ref() != Some(&refusal)
                 {
-                    self.told_claim_refusal = Some(refusal.clone());
+                    self.told_refusal = Some(refusal.clone());
                     actions.push(Action::Tell(TopologyEvent::MemberRefused {
                         member: claim.member.clone(),
                         refusal,
@@ -110,27 +103,50 @@ impl Topology {
         }
     }
 
-    /// Without a key, the servers alone say who leads: the only one out of recovery on the newest
-    /// timeline. Two of them on one timeline are one too many, and neither is believed.
-    pub(super) fn claim_from_probes(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    /// Cuts the last leader's work in flight, spared so far, once it is known to be demoted.
+    fn fence_the_spared(&mut self, actions: &mut Vec<Action>) {
+        let Some(name) = self.unfenced.clone() else { return };
+        let report = self.view.members.get(&name).and_then(|member| member.report());
+        match &self.claim {
+            Some(claim) if claim.member != name => {
+                let reason = WithdrawReason::KeyMoved { to: claim.member.clone() };
+                self.fence(&name, reason, actions);
+            }
+            _ if report.is_some_and(|report| report.in_recovery) => {
+                self.fence(&name, WithdrawReason::InRecovery, actions);
+            }
+            _ => {}
+        }
+    }
+
+    /// Without a key, the servers alone say who leads: once each of them was asked, the only one out of
+    /// recovery on the newest timeline. Two of them on one timeline are one too many, and neither
+    /// is believed.
+    fn claim_from_probes(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let all_asked =
+            self.asked.values().all(|asked| asked.answered_in > 0 || asked.failures > 0);
         let primaries = self.view.members.values().filter_map(|member| {
             let report = member.report()?;
-            (!report.in_recovery).then_some((report.timeline, report.sent_at, &member.name))
+            (!report.in_recovery).then_some((report, &member.name))
         });
-        let newest = primaries.clone().map(|(timeline, ..)| timeline).max();
-        let mut named = primaries.filter(|(timeline, ..)| Some(*timeline) == newest);
+        let newest = primaries.clone().map(|(report, _)| report.timeline).max();
+        // Timelines of two clusters cannot be compared.
+        let cluster = primaries.clone().next().map(|(report, _)| report.system_id);
+        let comparable =
+            all_asked && primaries.clone().all(|(report, _)| Some(report.system_id) == cluster);
+        let mut named = primaries.filter(|(report, _)| Some(report.timeline) == newest);
         let only = match (named.next(), named.next()) {
-            (Some((_, sent_at, name)), None) => Some((sent_at, name.clone())),
+            (Some((report, name)), None) if comparable => Some((report.sent_at, name.clone())),
             _ => None,
         };
         match only {
+            Some((_, name)) if self.claim.as_ref().is_some_and(|claim| claim.member == name) => {}
             Some((sent_at, name)) => {
-                if self.claim.as_ref().is_none_or(|claim| claim.member != name) {
-                    self.claim_by(name, 0, now, actions);
-                    // The probe is the claim here: there is no key that it would have to follow.
-                    if let Some(claim) = &mut self.claim {
-                        claim.proof_after = sent_at;
-                    }
+                self.claim_by(name, 0, now, actions);
+                // The probe is the claim here: there is no key that it would have to follow.
+                if let Some(claim) = &mut self.claim {
+                    claim.proof_after = sent_at;
+                    claim.proof_event = 0;
                 }
             }
             None if self.view.leader.admitted().is_none() => self.claim = None,
@@ -139,7 +155,7 @@ impl Topology {
         }
     }
 
-    pub(super) fn admit(
+    fn admit(
         &mut self,
         claim: &Claim,
         timeline: Timeline,
@@ -173,11 +189,13 @@ impl Topology {
         }
         self.view.epoch = Some(epoch);
         self.last_leader = Some(claim.member.clone());
-        self.told_claim_refusal = None;
-        if let Some(claim) = &mut self.claim {
-            claim.doubt = None;
-        }
-        if let Some(loss) = self.loss.take() {
+        self.told_refusal = None;
+        self.unfenced = None;
+        self.reconsider(now, actions);
+        // Who is admitted again in the same reign was interrupted, not replaced.
+        if let Some(loss) = self.loss.take()
+            && !same_reign
+        {
             if self.view.failovers.len() == FAILOVERS_KEPT {
                 self.view.failovers.remove(0);
             }
@@ -219,13 +237,25 @@ impl Topology {
         self.view.leader = LeaderState::Unknown { since: now };
         actions.push(Action::Withdraw { member: name.to_owned(), reason: reason.clone() });
         if reason.is_demotion() {
-            actions.push(Action::Fence { member: name.to_owned(), reason: reason.clone() });
+            self.fence(name, reason.clone(), actions);
+        } else {
+            self.unfenced = Some(name.to_owned());
         }
         actions.push(Action::Tell(TopologyEvent::LeaderLost { member: name.to_owned(), reason }));
     }
 
+    /// At most once in one event: then nothing is left in flight.
+    pub(super) fn fence(&mut self, name: &str, reason: WithdrawReason, actions: &mut Vec<Action>) {
+        self.unfenced.take_if(|spared| spared == name);
+        let fenced =
+            |action: &Action| matches!(action, Action::Fence { member, .. } if member == name);
+        if !actions.iter().any(fenced) {
+            actions.push(Action::Fence { member: name.to_owned(), reason });
+        }
+    }
+
     /// Sets the unadmitted state, keeping `since` where nothing changes.
-    pub(super) fn set_leader(&mut self, claim: Option<&Claim>, now: Instant) {
+    fn set_leader(&mut self, claim: Option<&Claim>, now: Instant) {
         match (&self.view.leader, claim) {
             (LeaderState::Unknown { .. }, None) => {}
             (LeaderState::Claimed { member, .. }, Some(claim)) if *member == claim.member => {}

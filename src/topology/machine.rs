@@ -1,6 +1,7 @@
 //! The state machine itself.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -9,7 +10,7 @@ use super::event::{Action, Cadence, Event, SourceKind, WithdrawReason};
 use super::refusal::Refusal;
 use super::trail::LeaderTrail;
 use super::view::{ClusterView, LeaderState};
-use crate::patroni::{DynamicConfig, MemberRole};
+use crate::patroni::{ClusterSnapshot, DynamicConfig, MemberRole};
 
 /// Changes of leader kept for the report.
 pub(super) const FAILOVERS_KEPT: usize = 16;
@@ -41,10 +42,23 @@ pub(super) struct Claim {
     pub(super) member: String,
     pub(super) revision: i64,
     pub(super) seen_at: Instant,
-    /// Only a probe sent after this proves the claim.
+    /// Only a probe sent since this moment proves the claim…
     pub(super) proof_after: Instant,
-    /// Why the proof starts anew, where it does.
-    pub(super) doubt: Option<WithdrawReason>,
+    /// …and, as moments can be equal, answered in a later event than this one.
+    pub(super) proof_event: u64,
+}
+
+/// What the machine remembers of asking one member.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    /// Answers to questions sent before this are old news.
+    pub(super) newest: Instant,
+    /// The event that brought the last answer; 0 for none.
+    pub(super) answered_in: u64,
+    /// Failures since then.
+    pub(super) failures: u32,
+    /// It was seen shutting down: only an answer to a question sent since then clears it.
+    pub(super) doubted_at: Option<Instant>,
 }
 
 #[derive(Debug, Clone)]
@@ -64,8 +78,13 @@ pub struct Topology {
     pub(super) last_leader: Option<String>,
     pub(super) loss: Option<Loss>,
     pub(super) trail: LeaderTrail,
-    pub(super) timeouts: BTreeMap<String, u32>,
-    pub(super) told_claim_refusal: Option<Refusal>,
+    /// One for each member.
+    pub(super) asked: BTreeMap<String, Asked>,
+    /// The last leader, where its work in flight was spared because it was not known to be demoted.
+    pub(super) unfenced: Option<String>,
+    /// The last snapshot of the main source.
+    pub(super) last_word: Option<Arc<ClusterSnapshot>>,
+    pub(super) told_refusal: Option<Refusal>,
 }
 
 impl Topology {
@@ -97,8 +116,10 @@ impl Topology {
             last_leader: None,
             loss: None,
             trail: LeaderTrail::default(),
-            timeouts: BTreeMap::new(),
-            told_claim_refusal: None,
+            asked: BTreeMap::new(),
+            unfenced: None,
+            last_word: None,
+            told_refusal: None,
         }
     }
 
@@ -116,7 +137,10 @@ impl Topology {
             Event::Snapshot { source, snapshot } => {
                 self.take_snapshot(source, &snapshot, now, &mut actions);
             }
-            Event::Contact { source } => self.contact(source, now, &mut actions),
+            Event::Contact { source } => {
+                self.contact(source, now, &mut actions);
+                self.believe_main_again(source, now, &mut actions);
+            }
             Event::SourceLost { source, reason } => {
                 self.source_lost(source, reason, now, &mut actions);
             }
@@ -131,22 +155,30 @@ impl Topology {
         actions
     }
 
+    /// The number of the event being applied, from 1.
+    pub(super) fn event_number(&self) -> u64 {
+        self.view.version + 1
+    }
+
     fn set_cadences(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let named = self.claim.as_ref().map(|claim| claim.member.as_str());
-        let leaderless_for = now.saturating_duration_since(self.view.leader.since());
+        // A key made anew by the same member is a new reason to hurry.
+        let news_at = self.claim.as_ref().map(|claim| claim.seen_at);
+        let waiting_since = news_at.unwrap_or(now).max(self.view.leader.since());
+        let leaderless_for = now.saturating_duration_since(waiting_since);
         let admitted = self.view.leader.admitted().is_some();
         for member in self.view.members.values_mut() {
-            let failing = self.timeouts.contains_key(&member.name);
+            let failing = self.asked.get(&member.name).is_some_and(|asked| asked.failures > 0);
             let leads = named == Some(member.name.as_str());
+            let in_doubt = leads && (failing || self.view.degraded.is_some());
+            let sought = self.config.main_source == SourceKind::Fixed && !admitted;
             let wanted = if leads && !admitted && member.role != MemberRole::StandbyLeader {
                 if leaderless_for < self.config.urgent_for {
                     Cadence::Urgent
                 } else {
                     Cadence::Watchful
                 }
-            } else if leads && (failing || self.view.degraded.is_some()) {
-                Cadence::Watchful
-            } else if self.config.main_source == SourceKind::Fixed && !admitted {
+            } else if in_doubt || sought {
                 Cadence::Watchful
             } else {
                 Cadence::Normal

@@ -17,30 +17,28 @@ impl Topology {
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
-        let system_id = self.view.system_id;
+        let event = self.event_number();
         let Some(member) = self.view.members.get_mut(name) else { return };
+        let Some(asked) = self.asked.get_mut(name) else { return };
         if member.address != *address {
             return;
         }
         match result {
             Ok(report) => {
-                if member.report().is_some_and(|last| last.sent_at > report.sent_at) {
+                if report.sent_at < asked.newest {
                     return;
                 }
-                self.timeouts.remove(name);
-                if let Some(expected) = system_id
-                    && expected != report.system_id
-                {
-                    let refusal = Refusal::ForeignServer { expected, found: report.system_id };
-                    self.refuse(name, refusal, actions);
-                    return;
+                asked.newest = report.sent_at;
+                asked.answered_in = event;
+                asked.failures = 0;
+                if asked.doubted_at.is_some_and(|at| at <= report.sent_at) {
+                    asked.doubted_at = None;
                 }
-                self.take_report(name, report, actions);
+                self.take_report(name, report, now, actions);
             }
             Err(failure) => {
-                let failures = self.timeouts.entry(name.to_owned()).or_default();
-                *failures = failures.saturating_add(1);
-                let failures = *failures;
+                asked.failures = asked.failures.saturating_add(1);
+                let failures = asked.failures;
                 let sure = match &failure {
                     ProbeFailure::Refused(_) | ProbeFailure::Failed(_) => true,
                     ProbeFailure::TimedOut(_) => failures >= self.config.timeouts_before_down,
@@ -58,21 +56,44 @@ impl Topology {
         }
     }
 
-    pub(super) fn take_report(
+    /// Why a member that says this may not be used.
+    fn objection(&self, report: &ProbeReport) -> Option<Refusal> {
+        if let Some(expected) = self.view.system_id
+            && expected != report.system_id
+        {
+            return Some(Refusal::ForeignServer { expected, found: report.system_id });
+        }
+        let newest = self.view.epoch?.timeline;
+        (!report.in_recovery && report.timeline < newest)
+            .then_some(Refusal::OldTimeline { newest, found: report.timeline })
+    }
+
+    /// Looks again at what was answered before the cluster's identifier or newest timeline was known.
+    pub(super) fn reconsider(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let refused: Vec<(String, Refusal)> = self
+            .view
+            .members
+            .values()
+            .filter_map(|member| Some((member.name.clone(), self.objection(member.report()?)?)))
+            .collect();
+        for (name, refusal) in refused {
+            self.refuse(&name, refusal, now, actions);
+        }
+    }
+
+    fn take_report(
         &mut self,
         name: &str,
         report: ProbeReport,
+        now: Instant,
         actions: &mut Vec<Action>,
     ) {
-        if let Some(epoch) = self.view.epoch
-            && !report.in_recovery
-            && report.timeline < epoch.timeline
-        {
-            let refusal = Refusal::OldTimeline { newest: epoch.timeline, found: report.timeline };
-            self.refuse(name, refusal, actions);
+        if let Some(refusal) = self.objection(&report) {
+            self.refuse(name, refusal, now, actions);
             return;
         }
         if self.view.leader.admitted() == Some(name)
+            && !report.in_recovery
             && let Some(written) = report.written
             && self.view.epoch.is_some_and(|epoch| epoch.timeline == report.timeline)
         {
@@ -99,7 +120,7 @@ impl Topology {
         }
     }
 
-    pub(super) fn refuse(&mut self, name: &str, refusal: Refusal, actions: &mut Vec<Action>) {
+    fn refuse(&mut self, name: &str, refusal: Refusal, now: Instant, actions: &mut Vec<Action>) {
         let Some(member) = self.view.members.get_mut(name) else { return };
         if member.health == MemberHealth::Refused(refusal.clone()) {
             return;
@@ -111,10 +132,12 @@ impl Topology {
             member: name.to_owned(),
             refusal: refusal.clone(),
         }));
-        actions.push(Action::Fence {
-            member: name.to_owned(),
-            reason: WithdrawReason::Refused(refusal),
-        });
+        let reason = WithdrawReason::Refused(refusal);
+        if self.view.leader.admitted() == Some(name) {
+            self.withdraw(name, reason, now, actions);
+        } else {
+            self.fence(name, reason, actions);
+        }
     }
 
     pub(super) fn suspect(
@@ -124,17 +147,11 @@ impl Topology {
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
-        if !self.view.members.contains_key(name) {
-            return;
-        }
-        if cause == Suspicion::ShuttingDown
-            && self.view.leader.admitted() == Some(name)
-            && let Some(claim) = &mut self.claim
-        {
+        let Some(asked) = self.asked.get_mut(name) else { return };
+        if cause == Suspicion::ShuttingDown && self.view.leader.admitted() == Some(name) {
             // It may be one session that was ended, not the server: the next probe tells, in one
             // round trip. Until then a write would meet a server that is going away.
-            claim.proof_after = now;
-            claim.doubt = Some(WithdrawReason::ShuttingDown);
+            asked.doubted_at = Some(now);
         }
         actions.push(Action::ProbeNow(name.to_owned()));
     }

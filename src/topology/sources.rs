@@ -5,10 +5,21 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::event::{Action, Cadence, MemberSpec, SourceKind, TopologyEvent, WithdrawReason};
-use super::machine::{Claim, Topology};
+use super::machine::{Asked, Claim, Topology};
 use super::refusal::Refusal;
 use super::view::{MemberHealth, MemberView};
-use crate::patroni::{ClusterSnapshot, Member};
+use crate::patroni::{ClusterSnapshot, Member, Timeline};
+
+/// What a snapshot says of the leader.
+enum LeaderNews {
+    /// Nothing that is new, or to be believed.
+    None,
+    Gone,
+    Names {
+        member: String,
+        revision: i64,
+    },
+}
 
 impl Topology {
     pub(super) fn take_snapshot(
@@ -18,16 +29,20 @@ impl Topology {
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
-        if source != self.config.main_source && self.view.degraded.is_none() {
+        let is_main = source == self.config.main_source;
+        if !is_main && self.view.degraded.is_none() {
             return;
         }
         self.contact(source, now, actions);
-        self.view.source = source;
-        if !self.same_cluster(snapshot, actions) {
-            self.claim = None;
+        if is_main {
+            self.last_word = Some(Arc::clone(snapshot));
+        }
+        if !self.same_cluster(is_main, snapshot, now, actions) {
             return;
         }
-        self.update_members(snapshot, now, actions);
+        self.view.source = source;
+        let news = self.leader_news(source, snapshot);
+        self.update_members(is_main, snapshot, &news, now, actions);
         self.note_rejected(snapshot, actions);
         if let Some(config) = &snapshot.config {
             self.view.lease = config.lease();
@@ -37,37 +52,95 @@ impl Topology {
             self.view.history.clone_from(&snapshot.history);
         }
         self.view.switchover.clone_from(&snapshot.failover);
-        if source != SourceKind::Fixed {
-            self.update_claim(source, snapshot, now, actions);
+        match news {
+            LeaderNews::None => {}
+            LeaderNews::Gone => self.claim = None,
+            LeaderNews::Names { member, revision } => self.claim_by(member, revision, now, actions),
         }
     }
 
-    /// Whether the keys are still those of the cluster this pool was made for.
-    pub(super) fn same_cluster(
+    /// Whether the snapshot shows the cluster this pool was made for.
+    fn same_cluster(
         &mut self,
+        is_main: bool,
         snapshot: &ClusterSnapshot,
+        now: Instant,
         actions: &mut Vec<Action>,
     ) -> bool {
         match (self.view.system_id, snapshot.system_id) {
             (Some(expected), Some(found)) if expected != found => {
                 let refusal = Refusal::ClusterReplaced { expected, found };
-                if self.view.refused.as_ref() != Some(&refusal) {
-                    self.view.refused = Some(refusal.clone());
+                // A fallback may be at a wrong address: that is no word of this cluster.
+                let told = if is_main { &mut self.view.refused } else { &mut self.told_refusal };
+                if told.as_ref() != Some(&refusal) {
+                    *told = Some(refusal.clone());
                     actions.push(Action::Tell(TopologyEvent::ClusterRefused { refusal }));
+                }
+                if is_main {
+                    self.claim = None;
                 }
                 false
             }
-            (known, found) => {
-                self.view.system_id = known.or(found);
+            (Some(_), _) | (None, None) => {
                 self.view.refused = None;
+                true
+            }
+            (None, Some(found)) => {
+                self.view.system_id = Some(found);
+                self.reconsider(now, actions);
                 true
             }
         }
     }
 
-    pub(super) fn update_members(
+    fn leader_news(&self, source: SourceKind, snapshot: &ClusterSnapshot) -> LeaderNews {
+        let is_main = source == self.config.main_source;
+        let Some(leader) = &snapshot.leader else {
+            // A leader key that cannot be read is no news of the leader, and neither is a fallback
+            // that knows of none: while etcd is away the agents' own view grows old too. A host
+            // list has no leader key at all.
+            let unreadable = snapshot.rejected.iter().any(|rejected| rejected.key == "leader");
+            return if is_main && source != SourceKind::Fixed && !unreadable {
+                LeaderNews::Gone
+            } else {
+                LeaderNews::None
+            };
+        };
+        let known = self.claim.as_ref().filter(|claim| claim.member == leader.name);
+        if source == SourceKind::Etcd {
+            return match known {
+                Some(claim) if claim.revision == leader.revision => LeaderNews::None,
+                _ => LeaderNews::Names { member: leader.name.clone(), revision: leader.revision },
+            };
+        }
+        let listed = snapshot.members.get(&leader.name).and_then(|member| member.timeline);
+        if known.is_some() || self.is_old_news(is_main, listed) {
+            return LeaderNews::None;
+        }
+        // There are no revisions here: the newest one stands.
+        let claimed = self.claim.as_ref().map(|claim| claim.revision);
+        let revision = claimed.max(self.view.epoch.map(|epoch| epoch.revision)).unwrap_or(0);
+        LeaderNews::Names { member: leader.name.clone(), revision }
+    }
+
+    /// Whether another leader, named without a revision and on the timeline `listed`, is an answer from
+    /// the past. A leader that confirms itself gives way only to one that can be newer; for a
+    /// fallback, which may ask a member that is cut off, to one that is.
+    fn is_old_news(&self, is_main: bool, listed: Option<Timeline>) -> bool {
+        let Some(epoch) = self.view.epoch else { return false };
+        self.view.leader.admitted().is_some()
+            && if is_main {
+                listed.is_some_and(|timeline| timeline < epoch.timeline)
+            } else {
+                listed.is_none_or(|timeline| timeline <= epoch.timeline)
+            }
+    }
+
+    fn update_members(
         &mut self,
+        is_main: bool,
         snapshot: &ClusterSnapshot,
+        news: &LeaderNews,
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
@@ -77,38 +150,50 @@ impl Topology {
                 rejected.key.strip_prefix("members/").is_some_and(|member| member == name)
             })
         };
+        // Nor does a fallback's silence take the leader away.
+        let kept = self.claim.as_ref().filter(|_| !is_main).map(|claim| claim.member.as_str());
         let gone: Vec<String> = self
             .view
             .members
             .values()
             .filter(|known| match snapshot.members.get(&known.name) {
                 Some(listed) => listed.address().as_ref() != Ok(&known.address),
-                None => !unreadable(&known.name),
+                None => !unreadable(&known.name) && kept != Some(&known.name),
             })
             .map(|known| known.name.clone())
             .collect();
         for name in gone {
             self.view.members.remove(&name);
-            self.timeouts.remove(&name);
+            self.asked.remove(&name);
             if self.view.leader.admitted() == Some(&name) {
-                let moved = match &snapshot.leader {
-                    Some(leader) if leader.name != name => {
-                        WithdrawReason::KeyMoved { to: leader.name.clone() }
+                let reason = match news {
+                    LeaderNews::Names { member, .. } if *member != name => {
+                        WithdrawReason::KeyMoved { to: member.clone() }
                     }
-                    Some(_) => WithdrawReason::Removed,
-                    None => WithdrawReason::KeyGone,
+                    LeaderNews::Gone => WithdrawReason::KeyGone,
+                    LeaderNews::Names { .. } | LeaderNews::None => WithdrawReason::Removed,
                 };
-                self.withdraw(&name, moved, now, actions);
+                self.withdraw(&name, reason, now, actions);
+            }
+            // Later there would be no node left to cut its work on.
+            if self.unfenced.as_ref() == Some(&name) {
+                self.fence(&name, WithdrawReason::Removed, actions);
             }
             actions.push(Action::Tell(TopologyEvent::MemberRemoved { member: name.clone() }));
             actions.push(Action::RemoveMember(name));
         }
         for (name, listed) in &snapshot.members {
-            self.update_member(name, listed, actions);
+            self.update_member(name, listed, now, actions);
         }
     }
 
-    pub(super) fn update_member(&mut self, name: &str, listed: &Member, actions: &mut Vec<Action>) {
+    fn update_member(
+        &mut self,
+        name: &str,
+        listed: &Member,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
         // Snapshots hold only members with a good address.
         let Ok(address) = listed.address() else { return };
         if let Some(known) = self.view.members.get_mut(name) {
@@ -135,6 +220,10 @@ impl Topology {
                 cadence: Cadence::Normal,
             },
         );
+        self.asked.insert(
+            name.to_owned(),
+            Asked { newest: now, answered_in: 0, failures: 0, doubted_at: None },
+        );
         actions.push(Action::AddMember(MemberSpec {
             name: name.to_owned(),
             address: address.clone(),
@@ -142,7 +231,7 @@ impl Topology {
         actions.push(Action::Tell(TopologyEvent::MemberAdded { member: name.to_owned(), address }));
     }
 
-    pub(super) fn note_rejected(&mut self, snapshot: &ClusterSnapshot, actions: &mut Vec<Action>) {
+    fn note_rejected(&mut self, snapshot: &ClusterSnapshot, actions: &mut Vec<Action>) {
         let rejected: Vec<(String, String)> = snapshot
             .rejected
             .iter()
@@ -157,36 +246,6 @@ impl Topology {
         self.view.rejected = rejected;
     }
 
-    pub(super) fn update_claim(
-        &mut self,
-        source: SourceKind,
-        snapshot: &ClusterSnapshot,
-        now: Instant,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(leader) = &snapshot.leader else {
-            // A leader key that cannot be read is no news of the leader, and neither is a fallback
-            // that knows of none: while etcd is away the agents' own view grows old too.
-            if source == self.config.main_source
-                && !snapshot.rejected.iter().any(|rejected| rejected.key == "leader")
-            {
-                self.claim = None;
-            }
-            return;
-        };
-        // REST knows no revisions: the newest one stands.
-        let known = self.claim.as_ref().map(|claim| claim.revision);
-        let newest = known.max(self.view.epoch.map(|epoch| epoch.revision)).unwrap_or(0);
-        let revision = if source == SourceKind::Etcd { leader.revision } else { newest };
-        if let Some(claim) = &self.claim
-            && claim.member == leader.name
-            && claim.revision == revision
-        {
-            return;
-        }
-        self.claim_by(leader.name.clone(), revision, now, actions);
-    }
-
     pub(super) fn claim_by(
         &mut self,
         member: String,
@@ -195,7 +254,8 @@ impl Topology {
         actions: &mut Vec<Action>,
     ) {
         actions.push(Action::Tell(TopologyEvent::Candidate { member: member.clone() }));
-        self.claim = Some(Claim { member, revision, seen_at: now, proof_after: now, doubt: None });
+        let proof_event = self.event_number();
+        self.claim = Some(Claim { member, revision, seen_at: now, proof_after: now, proof_event });
     }
 
     pub(super) fn contact(&mut self, source: SourceKind, now: Instant, actions: &mut Vec<Action>) {
@@ -206,6 +266,23 @@ impl Topology {
         if self.view.degraded.take().is_some() {
             actions.push(Action::StopFallback);
             actions.push(Action::Tell(TopologyEvent::Restored { source }));
+        }
+    }
+
+    /// The main source answered that nothing has changed since its last snapshot: what a fallback said
+    /// meanwhile, and nobody proved, gives way to it.
+    pub(super) fn believe_main_again(
+        &mut self,
+        source: SourceKind,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        if source == self.config.main_source
+            && self.view.source != source
+            && self.view.leader.admitted().is_none()
+            && let Some(snapshot) = self.last_word.clone()
+        {
+            self.take_snapshot(source, &snapshot, now, actions);
         }
     }
 

@@ -1,0 +1,159 @@
+//! A connection on loan.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool::managed::Object;
+use deadpool_postgres::ClientWrapper;
+use serde::Serialize;
+use tokio::time::timeout;
+
+use crate::node::{ConnObject, Node};
+use crate::pool::Shared;
+use crate::topology::Epoch;
+
+/// How long the rollback of an abandoned transaction may take before the connection is given up.
+const ROLLBACK_LIMIT: Duration = Duration::from_millis(100);
+
+/// What a connection was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Writes: it leads to the admitted leader.
+    Write,
+    /// Reads: it leads to a replica, or to the leader where the policy says so.
+    Read,
+}
+
+/// A connection on loan from a [`LeaderPool`](crate::LeaderPool); it goes back when it is dropped.
+///
+/// Derefs to the client of `deadpool-postgres` (with `prepare_cached` and transactions), and through it
+/// to [`tokio_postgres::Client`]. When the node is demoted, work in flight on it fails rather than hangs
+/// (`pool.cut_on_demotion`); [`end_cause`](Self::end_cause) then says why.
+///
+/// It may be dropped at any moment. Work still in flight is cancelled on the server and the connection
+/// discarded; an open transaction is rolled back first, and nobody is lent a connection with either.
+pub struct Client {
+    object: Option<ConnObject>,
+    node: Arc<Node>,
+    shared: Arc<Shared>,
+    role: Role,
+    epoch: Option<Epoch>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("node", &self.node.name)
+            .field("role", &self.role)
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    pub(crate) fn new(
+        object: ConnObject,
+        node: Arc<Node>,
+        shared: Arc<Shared>,
+        role: Role,
+        epoch: Option<Epoch>,
+    ) -> Self {
+        node.load.begin();
+        shared.lent.begin();
+        Self { object: Some(object), node, shared, role, epoch }
+    }
+
+    /// The member that serves this connection.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.node.name
+    }
+
+    /// What it was asked for.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The epoch in which it was handed out: of the leader's reign for writes, of the view for reads.
+    /// `None` for reads before any leader was admitted.
+    #[must_use]
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.epoch
+    }
+
+    /// Why the connection ended, where it has and that is known: the driver says only "closed".
+    #[must_use]
+    pub fn end_cause(&self) -> Option<String> {
+        self.conn().end_cause()
+    }
+
+    fn conn(&self) -> &ConnObject {
+        // Taken only in `drop`.
+        self.object.as_ref().unwrap_or_else(|| unreachable!("the connection is held until drop"))
+    }
+}
+
+impl Deref for Client {
+    type Target = ClientWrapper;
+
+    fn deref(&self) -> &ClientWrapper {
+        self.conn()
+    }
+}
+
+impl DerefMut for Client {
+    fn deref_mut(&mut self) -> &mut ClientWrapper {
+        match &mut self.object {
+            Some(object) => object,
+            None => unreachable!("the connection is held until drop"),
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.node.load.end();
+        let Some(object) = self.object.take() else { return };
+        if object.is_dead() {
+            // Its successor is dialled when it is needed.
+            drop(Object::take(object));
+            self.shared.lent.end();
+        } else if object.wire().is_at_rest() {
+            drop(object);
+            self.shared.lent.end();
+        } else {
+            let (node, shared) = (Arc::clone(&self.node), Arc::clone(&self.shared));
+            let tasks = self.shared.tasks.clone();
+            // On the pool's own runtime: a client may be dropped outside of any.
+            tasks.spawn_on(
+                async move {
+                    settle(object, &node, &shared).await;
+                    shared.lent.end();
+                },
+                &self.shared.runtime,
+            );
+        }
+    }
+}
+
+/// Brings an abandoned connection to rest, or gives it up.
+async fn settle(object: ConnObject, node: &Node, shared: &Shared) {
+    // In a transaction and not in the middle of a statement: a rollback makes it as good as new. The
+    // driver may have sent one already, when its transaction was dropped; the second does no harm.
+    let idle_in_transaction = object.wire().pending() <= 1 && object.wire().in_transaction();
+    if idle_in_transaction
+        && let Ok(Ok(())) = timeout(ROLLBACK_LIMIT, object.batch_execute("ROLLBACK")).await
+        && object.wire().is_at_rest()
+    {
+        return;
+    }
+    let token = object.cancel_token();
+    if let Err(error) = shared.dialer.cancel(&node.address, token).await {
+        tracing::debug!(node = node.name, %error, "an abandoned statement could not be cancelled");
+    }
+    // A cancel request is racy, so the connection is not used again.
+    drop(Object::take(object));
+}

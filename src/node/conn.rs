@@ -1,0 +1,141 @@
+//! A pooled connection: the driver's client, and what is known about it.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::ClientWrapper;
+use futures_util::future::poll_fn;
+use tokio::time::{Instant, timeout};
+use tokio_postgres::{AsyncMessage, Connection};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::dial::Dialed;
+use super::wire::{Wire, WireState};
+use crate::error::with_causes;
+use crate::topology::Suspicion;
+
+/// How long a connection that is being closed may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// A connection of a member's pool. Derefs to [`ClientWrapper`], the client of `deadpool-postgres`, and
+/// through it to [`tokio_postgres::Client`].
+pub struct Conn {
+    client: ClientWrapper,
+    wire: Arc<WireState>,
+    /// The reign under which it was last verified as the primary's; 0 for never.
+    pub(crate) verified_reign: u64,
+    pub(crate) expires_at: Instant,
+    closing: CancellationToken,
+    cut: CancellationToken,
+}
+
+impl std::fmt::Debug for Conn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Conn")
+            .field("wire", &self.wire)
+            .field("verified_reign", &self.verified_reign)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Conn {
+    /// Starts to drive `dialed` on `tasks`. Cancelling `cut` ends it at once, with work in flight failing.
+    pub(super) fn start(
+        dialed: Dialed,
+        wire: Arc<WireState>,
+        tasks: &TaskTracker,
+        cut: CancellationToken,
+        lifetime: Duration,
+    ) -> Self {
+        let closing = CancellationToken::new();
+        tasks.spawn(drive(dialed.connection, Arc::clone(&wire), cut.clone(), closing.clone()));
+        let now = Instant::now();
+        Self {
+            // The wrapper aborts the task it is given when it is dropped, before the driver could say
+            // goodbye to the server; so it gets one that has nothing to do.
+            client: ClientWrapper::new(dialed.client, tokio::spawn(async {})),
+            wire,
+            verified_reign: 0,
+            expires_at: now + lifetime,
+            closing,
+            cut,
+        }
+    }
+
+    pub(crate) fn wire(&self) -> &Arc<WireState> {
+        &self.wire
+    }
+
+    /// Whether it was cut, or the server is gone.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.cut.is_cancelled() || self.client.is_closed()
+    }
+
+    /// Why the connection ended, where that is known: the driver's own errors do not tell.
+    #[must_use]
+    pub fn end_cause(&self) -> Option<String> {
+        self.wire.cause()
+    }
+}
+
+impl Deref for Conn {
+    type Target = ClientWrapper;
+
+    fn deref(&self) -> &ClientWrapper {
+        &self.client
+    }
+}
+
+impl DerefMut for Conn {
+    fn deref_mut(&mut self) -> &mut ClientWrapper {
+        &mut self.client
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
+}
+
+/// Moves messages until the connection ends, and remembers why it did.
+async fn drive(
+    mut connection: Connection<Wire, Wire>,
+    wire: Arc<WireState>,
+    cut: CancellationToken,
+    closing: CancellationToken,
+) {
+    let ended = async {
+        loop {
+            match poll_fn(|cx| connection.poll_message(cx)).await {
+                Some(Ok(AsyncMessage::Notice(notice))) => {
+                    tracing::debug!(severity = notice.severity(), "{}", notice.message());
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => {
+                    wire.set_cause(|| with_causes(&error));
+                    break;
+                }
+                None => break,
+            }
+        }
+    };
+    tokio::pin!(ended);
+    let closed_by_us = tokio::select! {
+        () = &mut ended => closing.is_cancelled(),
+        () = cut.cancelled() => {
+            wire.set_cause(|| "cut: the node is not this cluster's primary any more".into());
+            true
+        }
+        () = closing.cancelled() => {
+            let _ = timeout(GOODBYE, ended).await;
+            true
+        }
+    };
+    if !closed_by_us {
+        wire.set_cause(|| "the server closed the connection".into());
+        wire.suspect(Suspicion::ConnectionLost);
+    }
+}

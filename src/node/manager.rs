@@ -1,0 +1,100 @@
+//! The manager behind each member's deadpool.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool::managed::{Manager, Metrics, Object, RecycleError, RecycleResult};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::conn::Conn;
+use super::dial::{DialError, Dialer};
+use super::member::Fence;
+use super::wire::WireState;
+use crate::patroni::{ServerAddress, SystemId};
+use crate::topology::Suspicion;
+
+/// A connection on loan from a member's pool.
+pub(crate) type ConnObject = Object<ConnManager>;
+
+/// Told of what connections notice.
+pub(crate) type SuspectFn = Arc<dyn Fn(Suspicion) + Send + Sync>;
+
+/// The cluster's identifier, once it is known.
+pub(crate) type ExpectedId = Arc<dyn Fn() -> Option<SystemId> + Send + Sync>;
+
+pub(crate) struct ConnManager {
+    pub(super) address: ServerAddress,
+    pub(super) dialer: Arc<Dialer>,
+    pub(super) fence: Arc<Fence>,
+    pub(super) tasks: TaskTracker,
+    pub(super) suspect: SuspectFn,
+    pub(super) expected_id: ExpectedId,
+    pub(super) max_lifetime: Duration,
+    pub(super) idle_timeout: Duration,
+}
+
+impl ConnManager {
+    /// A connection outside the pool, for probes.
+    pub(super) async fn dial(&self, cut: CancellationToken) -> Result<Conn, DialError> {
+        let wire = Arc::new(WireState::new());
+        let dialed = self.dialer.dial(&self.address, &wire).await?;
+        // 0 to 2.5 % less than the limit, so that connections made together do not end together.
+        let shorter = self.max_lifetime.mul_f64(rand::random_range(0.0..0.025));
+        Ok(Conn::start(dialed, wire, &self.tasks, cut, self.max_lifetime - shorter))
+    }
+
+    async fn check_identity(&self, conn: &Conn) -> Result<(), DialError> {
+        let Some(expected) = (self.expected_id)() else { return Ok(()) };
+        let row = conn
+            .query_one("SELECT system_identifier FROM pg_catalog.pg_control_system()", &[])
+            .await
+            .map_err(|error| DialError::refused(&self.address, &error))?;
+        let found = SystemId(row.get::<_, i64>(0).cast_unsigned());
+        if found == expected {
+            Ok(())
+        } else {
+            Err(DialError::Foreign { address: self.address.clone(), expected, found })
+        }
+    }
+}
+
+impl Manager for ConnManager {
+    type Type = Conn;
+    type Error = DialError;
+
+    async fn create(&self) -> Result<Conn, DialError> {
+        // Taken before dialling: a fence that falls meanwhile cuts this one too.
+        let cut = self.fence.token();
+        let conn = match self.dial(cut).await {
+            Ok(conn) => conn,
+            Err(error) => {
+                (self.suspect)(Suspicion::ConnectionLost);
+                return Err(error);
+            }
+        };
+        self.check_identity(&conn).await?;
+        let suspect = Arc::clone(&self.suspect);
+        conn.wire().report_to(Box::new(move |what| suspect(what)));
+        Ok(conn)
+    }
+
+    // No round trip here: deadpool recycles one connection after the other, so that a few dead ones
+    // would add up. What must be asked is asked once per reign, at checkout.
+    async fn recycle(&self, conn: &mut Conn, metrics: &Metrics) -> RecycleResult<DialError> {
+        if conn.is_dead() {
+            return Err(RecycleError::message("the connection is closed"));
+        }
+        if !conn.wire().is_at_rest() {
+            return Err(RecycleError::message("the connection is not at rest"));
+        }
+        if Instant::now() >= conn.expires_at {
+            return Err(RecycleError::message("the connection is older than max_lifetime"));
+        }
+        if metrics.last_used() >= self.idle_timeout {
+            return Err(RecycleError::message("the connection was idle longer than idle_timeout"));
+        }
+        Ok(())
+    }
+}

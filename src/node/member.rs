@@ -1,0 +1,193 @@
+//! One member of the cluster, as the pool holds it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use deadpool::Runtime;
+use deadpool::managed::{Pool, PoolError, Status, Timeouts};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::dial::{DialError, Dialer};
+use super::load::Load;
+use super::manager::{ConnManager, ConnObject, ExpectedId};
+use super::probe;
+use crate::config::{PoolConfig, ProbeConfig};
+use crate::patroni::ServerAddress;
+use crate::topology::{Cadence, Event, MemberSpec, Suspicion};
+
+/// Cuts all connections of a member at once; those made later are under the next token.
+#[derive(Debug, Default)]
+pub(crate) struct Fence(ArcSwap<CancellationToken>);
+
+impl Fence {
+    pub(super) fn token(&self) -> CancellationToken {
+        self.0.load().as_ref().clone()
+    }
+
+    fn fall(&self) {
+        self.0.swap(Arc::new(CancellationToken::new())).cancel();
+    }
+}
+
+/// What all nodes of a pool share.
+#[derive(Clone)]
+pub(crate) struct NodeContext {
+    pub(crate) dialer: Arc<Dialer>,
+    pub(crate) pool: PoolConfig,
+    pub(crate) probe: ProbeConfig,
+    pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) expected_id: ExpectedId,
+    /// How fresh the reads that are going on want to be.
+    pub(crate) demand: Arc<probe::Demand>,
+}
+
+/// One member: its pool, its load, and the probe that runs beside them.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) address: ServerAddress,
+    pub(crate) load: Load,
+    pool: Pool<ConnManager>,
+    fence: Arc<Fence>,
+    cadence: watch::Sender<Cadence>,
+    wake: Arc<Notify>,
+    cancel: CancellationToken,
+    removed: AtomicBool,
+}
+
+impl Node {
+    /// Makes the node and starts its probe.
+    pub(crate) fn start(spec: &MemberSpec, context: &NodeContext) -> Arc<Self> {
+        let fence = Arc::new(Fence::default());
+        let (events, name) = (context.events.clone(), spec.name.clone());
+        let manager = ConnManager {
+            address: spec.address.clone(),
+            dialer: Arc::clone(&context.dialer),
+            fence: Arc::clone(&fence),
+            tasks: context.tasks.clone(),
+            // A full queue is no loss: the state machine is then busy with news of the same kind, and
+            // the next probe tells the same.
+            suspect: Arc::new(move |cause| {
+                let _ = events.try_send(Event::Suspect { member: name.clone(), cause });
+            }),
+            expected_id: Arc::clone(&context.expected_id),
+            max_lifetime: context.pool.max_lifetime,
+            idle_timeout: context.pool.idle_timeout,
+        };
+        // The builder fails only where timeouts are set without a runtime.
+        let pool = Pool::builder(manager)
+            .max_size(context.pool.max_size)
+            .runtime(Runtime::Tokio1)
+            .build()
+            .unwrap_or_else(|error| unreachable!("a pool without timeouts: {error}"));
+        let node = Arc::new(Self {
+            name: spec.name.clone(),
+            address: spec.address.clone(),
+            load: Load::default(),
+            pool,
+            fence,
+            cadence: watch::Sender::new(Cadence::Normal),
+            wake: Arc::new(Notify::new()),
+            cancel: CancellationToken::new(),
+            removed: AtomicBool::new(false),
+        });
+        context.tasks.spawn(probe::run(
+            Arc::clone(&node),
+            context.clone(),
+            node.cadence.subscribe(),
+            node.cancel.clone(),
+        ));
+        node
+    }
+
+    /// A connection, by `deadline`, dialling included.
+    pub(crate) async fn checkout(
+        &self,
+        deadline: Instant,
+    ) -> Result<ConnObject, CheckoutFailure> {
+        let timeouts = Timeouts::default();
+        match timeout_at(deadline, self.pool.timeout_get(&timeouts)).await {
+            Ok(Ok(object)) => Ok(object),
+            Ok(Err(PoolError::Backend(error))) => {
+                self.load.failure();
+                Err(CheckoutFailure::Dial(error))
+            }
+            Ok(Err(PoolError::Closed)) => Err(CheckoutFailure::Closed),
+            Ok(Err(
+                PoolError::Timeout(_)
+                | PoolError::NoRuntimeSpecified
+                | PoolError::PostCreateHook(_),
+            )) => Err(CheckoutFailure::TimedOut),
+            Err(_) => Err(CheckoutFailure::TimedOut),
+        }
+    }
+
+    pub(super) fn manager(&self) -> &ConnManager {
+        self.pool.manager()
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.pool.status()
+    }
+
+    pub(crate) fn set_cadence(&self, cadence: Cadence) {
+        self.cadence.send_replace(cadence);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn probe_now(&self) {
+        self.wake.notify_one();
+    }
+
+    pub(super) fn wake(&self) -> &Notify {
+        &self.wake
+    }
+
+    /// Makes sure that at least one connection is there, so that the first writer after an admission
+    /// need not wait for a handshake.
+    pub(crate) async fn warm(&self, limit: Duration) {
+        if self.pool.status().available == 0
+            && let Ok(object) = self.checkout(Instant::now() + limit).await
+        {
+            drop(object);
+        }
+    }
+
+    /// Cuts all its connections, in use or not.
+    pub(crate) fn cut(&self) {
+        self.fence.fall();
+        self.pool.retain(|conn, _| !conn.is_dead());
+    }
+
+    /// Tells the member that something was noticed about it.
+    pub(crate) fn suspect(&self, cause: Suspicion) {
+        (self.manager().suspect)(cause);
+    }
+
+    /// Drops idle connections that are dead or over age.
+    pub(crate) fn sweep(&self, now: Instant) {
+        let idle = self.manager().idle_timeout;
+        self.pool.retain(|conn, metrics| {
+            !conn.is_dead() && now < conn.expires_at && metrics.last_used() < idle
+        });
+    }
+
+    /// Stops its probe and lends nothing more; what is out is closed on return.
+    pub(crate) fn remove(&self) {
+        self.removed.store(true, Ordering::Release);
+        self.pool.close();
+        self.cancel.cancel();
+    }
+}
+
+/// Why a member's pool gave no connection.
+pub(crate) enum CheckoutFailure {
+    Dial(DialError),
+    TimedOut,
+    Closed,
+}

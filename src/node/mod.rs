@@ -1,0 +1,21 @@
+//! One member: its pool, its connections, and the probe that asks it how it is.
+//!
+//! A pool belongs to a member, not to a role, so that the warm connections of a promoted replica carry
+//! the first writes. What a connection may be used for is written on it: the reign under which it was
+//! last verified as the primary's. The number is compared at each checkout, which costs no round trip.
+
+mod conn;
+mod dial;
+mod load;
+mod manager;
+mod member;
+mod probe;
+mod wire;
+
+pub use conn::Conn;
+pub use dial::DialError;
+
+pub(crate) use dial::Dialer;
+pub(crate) use manager::ConnObject;
+pub(crate) use member::{CheckoutFailure, Node, NodeContext};
+pub(crate) use probe::Demand;

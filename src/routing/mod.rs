@@ -1,0 +1,9 @@
+//! Choosing where a call goes. Pure: a view, a policy and the time in, a choice out.
+
+mod pick;
+mod policy;
+
+pub use policy::{Freshness, Ineligible, ReadPolicy};
+
+pub(crate) use pick::pick_two;
+pub(crate) use policy::{ReadChoice, choose_read};

@@ -1,0 +1,79 @@
+//! Power of two choices: two candidates at random, the less loaded of them. Close to the best choice,
+//! without the herd that always choosing the best one makes.
+
+use std::time::Duration;
+
+use rand::{Rng, RngExt};
+
+/// The index of one of `count` candidates, by what each costs now: work in flight and latency.
+pub(crate) fn pick_two(
+    count: usize,
+    cost: impl Fn(usize) -> (usize, Duration),
+    rng: &mut impl Rng,
+) -> Option<usize> {
+    match count {
+        0 => None,
+        1 => Some(0),
+        _ => {
+            let first = rng.random_range(0..count);
+            // Another one than the first, each equally likely.
+            let second = (first + rng.random_range(1..count)) % count;
+            let weigh = |index| {
+                let (in_flight, latency): (usize, Duration) = cost(index);
+                (in_flight as u128 + 1) * latency.as_nanos().max(1)
+            };
+            Some(if weigh(second) < weigh(first) { second } else { first })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn the_busiest_of_three_is_never_chosen_and_the_others_share() {
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut chosen = [0; 3];
+        for _ in 0..3000 {
+            let cost = |index| (if index == 1 { 9 } else { 2 }, MS);
+            chosen[pick_two(3, cost, &mut rng).expect("three")] += 1;
+        }
+        assert_eq!(chosen[1], 0);
+        assert!(chosen[0] > 1200 && chosen[2] > 1200, "{chosen:?}");
+    }
+
+    #[test]
+    fn equal_candidates_share_evenly() {
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut chosen = [0; 4];
+        for _ in 0..8000 {
+            chosen[pick_two(4, |_| (0, MS), &mut rng).expect("four")] += 1;
+        }
+        assert!(chosen.iter().all(|count| (1700..2300).contains(count)), "{chosen:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn always_a_candidate_and_never_the_worse_of_two(
+            costs in proptest::collection::vec((0_usize..1000, 0_u64..10_000_000), 0..8),
+            seed in any::<u64>(),
+        ) {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let cost = |index: usize| (costs[index].0, Duration::from_nanos(costs[index].1));
+            let chosen = pick_two(costs.len(), cost, &mut rng);
+            prop_assert_eq!(chosen.is_none(), costs.is_empty());
+            if costs.len() == 2 {
+                let weigh = |index: usize| (costs[index].0 as u128 + 1) * u128::from(costs[index].1.max(1));
+                let best = weigh(0).min(weigh(1));
+                prop_assert_eq!(weigh(chosen.expect("two")), best);
+            }
+        }
+    }
+}

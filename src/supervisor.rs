@@ -1,0 +1,294 @@
+//! The task that feeds the state machine and carries its actions out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, RestConfig};
+use crate::discovery::{EtcdSource, FixedSource, Observation, RestSource, Source};
+use crate::error::ConnectError;
+use crate::node::{Node, NodeContext};
+use crate::patroni::{KeyPrefix, MemberRole};
+use crate::pool::{Shared, WriteTarget};
+use crate::topology::{
+    Action, Cadence, ClusterView, Event, SourceKind, Topology, TopologyConfig, TopologyEvent,
+};
+
+/// Events that may wait to be taken in: a burst of every connection of a dead member fits.
+const QUEUE: usize = 1024;
+/// How often idle connections over age are dropped.
+const SWEEP: Duration = Duration::from_secs(30);
+
+/// Everything that can fail, done before the pool exists.
+pub(crate) struct Setup {
+    topology: Topology,
+    source: Box<dyn Source>,
+    rest: RestConfig,
+    rest_endpoints: Arc<ArcSwap<Vec<String>>>,
+}
+
+impl Setup {
+    pub(crate) fn new(config: &Config, now: Instant) -> Result<Self, ConnectError> {
+        let rest = config.rest.clone().unwrap_or_default();
+        let rest_endpoints = Arc::new(ArcSwap::from_pointee(rest.endpoints.clone()));
+        let source: Box<dyn Source> = if let Some(etcd) = &config.etcd {
+            let prefix = KeyPrefix::new(&config.cluster.namespace, &config.cluster.scope);
+            // Made once here so that a bad certificate is refused now, not when etcd is away.
+            RestSource::new(&rest, Arc::clone(&rest_endpoints))?;
+            Box::new(EtcdSource::new(etcd, prefix)?)
+        } else if let Some(fixed) = &config.fixed {
+            Box::new(FixedSource::new(fixed)?)
+        } else {
+            Box::new(RestSource::new(&rest, Arc::clone(&rest_endpoints))?)
+        };
+        let settings = TopologyConfig { main_source: source.kind(), ..TopologyConfig::default() };
+        Ok(Self { topology: Topology::new(settings, now), source, rest, rest_endpoints })
+    }
+
+    pub(crate) fn view(&self) -> ClusterView {
+        self.topology.view().clone()
+    }
+
+    /// Starts the pool's tasks.
+    pub(crate) fn start(self, shared: &Arc<Shared>) {
+        let (events, inbox) = mpsc::channel(QUEUE);
+        let view = Arc::clone(shared);
+        let context = NodeContext {
+            dialer: Arc::clone(&shared.dialer),
+            pool: shared.config.pool.clone(),
+            probe: shared.config.probe.clone(),
+            events: events.clone(),
+            tasks: shared.tasks.clone(),
+            expected_id: Arc::new(move || view.view.load().system_id),
+            demand: Arc::clone(&shared.demand),
+        };
+        let supervisor = Supervisor {
+            shared: Arc::clone(shared),
+            topology: self.topology,
+            context,
+            rest: self.rest,
+            rest_endpoints: self.rest_endpoints,
+            fallback: None,
+        };
+        follow(self.source, shared, events, shared.cancel.clone());
+        shared.tasks.spawn(supervisor.run(inbox));
+    }
+}
+
+/// Runs a source and passes on what it sees.
+fn follow(
+    source: Box<dyn Source>,
+    shared: &Arc<Shared>,
+    events: mpsc::Sender<Event>,
+    cancel: CancellationToken,
+) {
+    let kind = source.kind();
+    let (out, mut seen) = mpsc::channel(16);
+    shared.tasks.spawn(source.run(out, cancel));
+    shared.tasks.spawn(async move {
+        while let Some(observation) = seen.recv().await {
+            let event = match observation {
+                Observation::Snapshot(snapshot) => Event::Snapshot { source: kind, snapshot },
+                Observation::Contact => Event::Contact { source: kind },
+                Observation::Lost(reason) => Event::SourceLost { source: kind, reason },
+            };
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+struct Supervisor {
+    shared: Arc<Shared>,
+    topology: Topology,
+    context: NodeContext,
+    rest: RestConfig,
+    rest_endpoints: Arc<ArcSwap<Vec<String>>>,
+    fallback: Option<CancellationToken>,
+}
+
+impl Supervisor {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Event>) {
+        let mut sweep = interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let cancel = self.shared.cancel.clone();
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                event = inbox.recv() => match event {
+                    Some(event) => self.take(event),
+                    None => break,
+                },
+                _ = sweep.tick() => {
+                    let now = Instant::now();
+                    self.shared.nodes.load().values().for_each(|node| node.sweep(now));
+                }
+            }
+        }
+        self.shared.target.store(None);
+        self.shared.reign.store(0, Ordering::Release);
+        for node in self.shared.nodes.swap(Arc::default()).values() {
+            node.remove();
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        let actions = self.topology.apply(event, Instant::now());
+        let view = Arc::new(self.topology.view().clone());
+        let version = view.version;
+        self.publish_rest_endpoints(&view);
+        self.shared.view.store(Arc::clone(&view));
+        for action in actions {
+            self.carry_out(action, &view);
+        }
+        self.shared.changed.send_replace(version);
+    }
+
+    fn carry_out(&mut self, action: Action, view: &ClusterView) {
+        match action {
+            Action::AddMember(spec) => {
+                let node = Node::start(&spec, &self.context);
+                self.with_nodes(|nodes| nodes.insert(spec.name, node));
+            }
+            Action::RemoveMember(name) => {
+                if let Some(node) = self.with_nodes(|nodes| nodes.remove(&name)) {
+                    node.remove();
+                }
+            }
+            Action::SetCadence(name, cadence) => {
+                if let Some(node) = self.node(&name) {
+                    node.set_cadence(cadence);
+                    // The key is taken before the promotion: by the time the member is admitted, a
+                    // connection to it is ready.
+                    if cadence == Cadence::Urgent {
+                        let limit = self.shared.config.postgres.connect_timeout;
+                        self.shared.tasks.spawn(async move { node.warm(limit).await });
+                    }
+                }
+            }
+            Action::ProbeNow(name) => {
+                if let Some(node) = self.node(&name) {
+                    node.probe_now();
+                }
+            }
+            Action::Admit { member, epoch, reign } => {
+                if let Some(node) = self.node(&member) {
+                    self.shared.target.store(Some(Arc::new(WriteTarget { node, reign, epoch })));
+                    self.shared.reign.store(reign, Ordering::Release);
+                }
+            }
+            Action::Withdraw { .. } => {
+                self.shared.reign.store(0, Ordering::Release);
+                self.shared.target.store(None);
+            }
+            Action::Fence { member, reason } => {
+                if self.shared.config.pool.cut_on_demotion
+                    && let Some(node) = self.node(&member)
+                {
+                    tracing::info!(member, %reason, "cutting the work in flight");
+                    node.cut();
+                }
+            }
+            Action::StartFallback => self.start_fallback(),
+            Action::StopFallback => {
+                if let Some(cancel) = self.fallback.take() {
+                    cancel.cancel();
+                }
+            }
+            Action::Tell(event) => {
+                tell(&event, view);
+                // Nobody may be listening.
+                let _ = self.shared.events.send(event);
+            }
+        }
+    }
+
+    fn node(&self, name: &str) -> Option<Arc<Node>> {
+        self.shared.nodes.load().get(name).cloned()
+    }
+
+    fn with_nodes<T>(&self, change: impl FnOnce(&mut BTreeMap<String, Arc<Node>>) -> T) -> T {
+        let mut nodes = self.shared.nodes.load().as_ref().clone();
+        let result = change(&mut nodes);
+        self.shared.nodes.store(Arc::new(nodes));
+        result
+    }
+
+    /// The stand-in asks the configured addresses, or those that the members published.
+    fn publish_rest_endpoints(&self, view: &ClusterView) {
+        if !self.rest.endpoints.is_empty() || view.members.is_empty() {
+            return;
+        }
+        let published: Vec<String> = view
+            .members
+            .values()
+            .filter(|member| member.role != MemberRole::Uninitialized)
+            .filter_map(|member| base_url(member.api_url.as_deref()?))
+            .collect();
+        if **self.rest_endpoints.load() != published {
+            self.rest_endpoints.store(Arc::new(published));
+        }
+    }
+
+    fn start_fallback(&mut self) {
+        if self.topology.view().source == SourceKind::Fixed || self.fallback.is_some() {
+            return;
+        }
+        if self.shared.config.etcd.is_none() {
+            return;
+        }
+        // It was made once already, so that it can be made again; files may have changed since.
+        match RestSource::new(&self.rest, Arc::clone(&self.rest_endpoints)) {
+            Ok(source) => {
+                let cancel = self.shared.cancel.child_token();
+                let events = self.context.events.clone();
+                follow(Box::new(source), &self.shared, events, cancel.clone());
+                self.fallback = Some(cancel);
+            }
+            Err(error) => tracing::warn!(%error, "cannot ask the members' REST API"),
+        }
+    }
+}
+
+/// `http://host:8008` of `http://host:8008/patroni`.
+fn base_url(api_url: &str) -> Option<String> {
+    let (scheme, rest) = api_url.split_once("://")?;
+    let authority = rest.split('/').next().filter(|authority| !authority.is_empty())?;
+    Some(format!("{scheme}://{authority}"))
+}
+
+fn tell(event: &TopologyEvent, view: &ClusterView) {
+    match event {
+        TopologyEvent::LeaderLost { member, reason } => {
+            tracing::warn!(member, %reason, "leader lost, writes are held");
+        }
+        TopologyEvent::Candidate { member } => tracing::info!(member, "leader key taken"),
+        TopologyEvent::Admitted { member, epoch } => {
+            let gap = view.failovers.last().map(|last| last.admitted_at - last.lost_at);
+            tracing::info!(member, %epoch, ?gap, "leader admitted");
+        }
+        TopologyEvent::Degraded { source, reason } => {
+            tracing::warn!(%source, reason, "no answer, the last view is kept");
+        }
+        TopologyEvent::Restored { source } => tracing::info!(%source, "answers again"),
+        TopologyEvent::MemberRefused { member, refusal } => {
+            tracing::error!(member, %refusal, "member refused");
+        }
+        TopologyEvent::ClusterRefused { refusal } => tracing::error!(%refusal, "cluster refused"),
+        TopologyEvent::MemberAdded { member, address } => {
+            tracing::info!(member, %address, "member added");
+        }
+        TopologyEvent::MemberRemoved { member } => tracing::info!(member, "member removed"),
+        TopologyEvent::KeyRejected { key, reason } => {
+            tracing::warn!(key, reason, "key left out");
+        }
+    }
+}
