@@ -154,7 +154,7 @@ impl NodeConfig<'_> {
 
     fn parameters(&self) -> Value {
         let mut parameters = json!({
-            "unix_socket_directories": ".",
+            "unix_socket_directories": self.socket_dir(),
             "shared_buffers": "32MB",
             "fsync": if self.cluster.fsync { "on" } else { "off" },
             "logging_collector": "on",
@@ -175,6 +175,14 @@ impl NodeConfig<'_> {
             parameters[name] = json!(value);
         }
         parameters
+    }
+
+    /// Beside the data directory: in it ('.'), pg_rewind would try to copy the source's socket, and fail. Not by the name
+    /// '..' either: Patroni 3 makes the data directory readable for all while it looks for that.
+    fn socket_dir(&self) -> String {
+        const LONGEST: usize = 107 - "/.s.PGSQL.65535.lock".len();
+        let dir = self.dir.display().to_string();
+        if dir.len() <= LONGEST { dir } else { String::new() }
     }
 
     fn tags(&self) -> Value {

@@ -1,0 +1,117 @@
+//! The faults that everything else relies on, against both versions of Patroni.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use leaderpool_testbed::{Cluster, ClusterBuilder, Manager};
+use tokio::time::Instant;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Prints what a step took: the run's log is where the speed of the testbed itself is watched.
+async fn timed<T>(what: &str, step: impl Future<Output = Result<T>>) -> Result<T> {
+    let began = Instant::now();
+    let result = step.await?;
+    println!("{what}: {:.2?}", began.elapsed());
+    Ok(result)
+}
+
+async fn write(cluster: &Cluster, node: &str) -> Result<()> {
+    let client = cluster.connect(node).await?;
+    client.batch_execute("create table if not exists t (n int); insert into t values (1)").await?;
+    Ok(())
+}
+
+async fn exercise(cluster: &Cluster) -> Result<()> {
+    let first = cluster.primary().await?;
+    ensure!(first == "patroni-master", "the first node bootstraps, not {first}");
+    ensure!(cluster.leader_key().await?.as_deref() == Some("patroni-master"));
+    write(cluster, &first).await?;
+    let poller = cluster.poll_writable(Duration::from_millis(5));
+
+    let second = "patroni-replica1";
+    timed("switchover", async {
+        let began = Instant::now();
+        cluster.switchover(&first, second).await?;
+        let (writable, _) = poller.wait_other_writable(began, &first, MINUTE).await?;
+        ensure!(writable == second, "{writable} was promoted, not {second}");
+        ensure!(cluster.wait_healthy(MINUTE).await? == second);
+        Ok(())
+    })
+    .await?;
+
+    timed("kill_postmaster, healthy again", async {
+        let before = cluster.node(second)?.postmaster()?.pid;
+        cluster.kill_postmaster(second).await?;
+        // Patroni starts a crashed primary again where it was; one that had no time to is replaced.
+        let healthy = cluster.wait_healthy(MINUTE).await?;
+        ensure!(cluster.node(second)?.postmaster()?.pid != before);
+        write(cluster, &healthy).await
+    })
+    .await?;
+
+    let old = cluster.primary().await?;
+    let new = timed("kill_node, another writable", async {
+        let killed = Instant::now();
+        cluster.kill_node(&old).await?;
+        ensure!(cluster.node(&old)?.processes().is_empty(), "something survived");
+        let (new, _) = poller.wait_other_writable(killed, &old, MINUTE).await?;
+        write(cluster, &new).await?;
+        Ok(new)
+    })
+    .await?;
+    timed("start_node, healthy again", async {
+        cluster.start_node(&old).await?;
+        ensure!(cluster.wait_healthy(MINUTE).await? == new);
+        Ok(())
+    })
+    .await?;
+
+    timed("freeze and thaw a replica", async {
+        cluster.freeze_node(&old).await?;
+        let silent = tokio::time::timeout(Duration::from_millis(500), cluster.connect(&old)).await;
+        ensure!(silent.is_err(), "a frozen server answered");
+        cluster.thaw_node(&old).await?;
+        cluster.wait_healthy(MINUTE).await?;
+        cluster.freeze_postmaster(&old).await?;
+        let silent = tokio::time::timeout(Duration::from_millis(500), cluster.connect(&old)).await;
+        ensure!(silent.is_err(), "a frozen postmaster answered");
+        ensure!(cluster.node(&old)?.rest().get("/liveness", MINUTE).await?.status == 200);
+        cluster.thaw_postmaster(&old).await?;
+        cluster.wait_healthy(MINUTE).await?;
+        Ok(())
+    })
+    .await?;
+
+    let intervals = poller.intervals();
+    ensure!(poller.overlaps().is_empty(), "two were writable at once: {intervals:#?}");
+    ensure!(intervals.iter().any(|i| i.node == new && i.open), "{intervals:#?}");
+    Ok(())
+}
+
+async fn start_and_exercise(manager: Manager) {
+    let run = async {
+        let builder = ClusterBuilder::fast().manager(manager);
+        let cluster = timed("start, 3 nodes", builder.start()).await?;
+        exercise(&cluster).await?;
+        let dir = cluster.dir().to_owned();
+        timed("shutdown", cluster.shutdown()).await?;
+        ensure!(leaderpool_testbed::process::scan::under(&dir).is_empty());
+        drop(cluster);
+        ensure!(!dir.exists() || std::env::var_os("LEADERPOOL_KEEP").is_some());
+        Ok(())
+    };
+    if let Err(error) = run.await {
+        panic!("{error:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn patroni_4_survives_the_faults() {
+    start_and_exercise(Manager::Patroni4).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn patroni_3_survives_the_faults() {
+    start_and_exercise(Manager::Patroni3).await;
+}
