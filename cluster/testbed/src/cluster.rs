@@ -64,8 +64,8 @@ impl Cluster {
             spec.manager_for(&node_name(i)).prepare().await?;
         }
         let dir = match &spec.dir {
-            None => RunDir::fresh(&run_as)?,
-            Some(path) => RunDir::at(path, &run_as)?,
+            None => RunDir::fresh(&run_as).await?,
+            Some(path) => RunDir::at(path, &run_as).await?,
         };
         let security = spec.etcd_security;
         let wants_tls =

@@ -7,6 +7,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::process::RunAs;
 
+const NAMELESS: &str = "/O=leaderpool-testbed";
+
 /// A certificate authority in a directory.
 #[derive(Debug, Clone)]
 pub struct Authority {
@@ -51,7 +53,7 @@ impl Authority {
     /// # Errors
     /// When `openssl` fails.
     pub async fn server(&self, name: &str) -> Result<Identity> {
-        self.issue(name, "serverAuth,clientAuth").await
+        self.issue(name, NAMELESS, "serverAuth,clientAuth").await
     }
 
     /// A certificate for a client whose common name is `name`.
@@ -59,16 +61,25 @@ impl Authority {
     /// # Errors
     /// When `openssl` fails.
     pub async fn client(&self, name: &str) -> Result<Identity> {
-        self.issue(name, "clientAuth").await
+        self.issue(name, &format!("/CN={name}"), "clientAuth").await
     }
 
-    async fn issue(&self, name: &str, usage: &str) -> Result<Identity> {
+    /// A certificate for a client of etcd, without a common name: with users on, etcd takes the name for a user's, and its
+    /// JSON gateway, which Patroni talks to, refuses a certificate that has one.
+    ///
+    /// # Errors
+    /// When `openssl` fails.
+    pub async fn nameless_client(&self, file: &str) -> Result<Identity> {
+        self.issue(file, NAMELESS, "clientAuth").await
+    }
+
+    async fn issue(&self, name: &str, subject: &str, usage: &str) -> Result<Identity> {
         let extensions = format!(
             "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage={usage}\nbasicConstraints=CA:FALSE\n"
         );
         tokio::fs::write(self.dir.join(format!("{name}.ext")), extensions).await?;
         self.openssl(&format!(
-            "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN={name} \
+            "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj {subject} \
              -keyout {name}.key -out {name}.csr"
         ))
         .await?;

@@ -49,3 +49,9 @@ pub(crate) fn main() -> ExitCode {
         }
     }
 }
+
+/// Prints a line. A reader that has gone is no reason to die: the cluster is still to be taken down in order.
+fn say(line: impl std::fmt::Display) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stdout(), "{line}");
+}

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::say;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use leaderpool_testbed::{Cluster, Dynamic, Manager, Ports};
@@ -75,25 +76,25 @@ impl Run {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        println!("stopping");
+        say("stopping");
         cluster.shutdown().await
     }
 }
 
 async fn report(cluster: &Cluster) -> Result<()> {
     let leader = cluster.leader_key().await?.unwrap_or_default();
-    println!("cluster in {}", cluster.dir().display());
+    say(format_args!("cluster in {}", cluster.dir().display()));
     for node in cluster.nodes() {
         let role = if node.name() == leader { "primary" } else { "replica" };
-        println!(
+        say(format_args!(
             "  {:<18} {role}  PostgreSQL 127.0.0.1:{}  REST http://127.0.0.1:{}  {}",
             node.name(),
             node.postgres_port(),
             node.rest_port(),
             node.manager().name()
-        );
+        ));
     }
-    println!("client configuration: {}", cluster.write_client_toml()?.display());
-    println!("ready: Ctrl-C takes everything down");
+    say(format_args!("client configuration: {}", cluster.write_client_toml()?.display()));
+    say("ready: Ctrl-C takes everything down");
     Ok(())
 }

@@ -138,7 +138,7 @@ impl EtcdClient {
         let (name, password) = self.credentials.as_ref().context("no credentials")?;
         let body = json!({"name": name, "password": password});
         let answer = send(member, "/v3/auth/authenticate", &body, None).await?;
-        let token = answer.json()?["token"].as_str().map(str::to_owned);
+        let token = answer.json().ok().and_then(|a| Some(a["token"].as_str()?.to_owned()));
         let token = token.with_context(|| format!("authentication failed: {}", answer.body))?;
         *self.token.lock().expect("not poisoned") = Some(token.clone());
         Ok(token)

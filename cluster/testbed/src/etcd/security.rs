@@ -37,7 +37,7 @@ impl Access {
                 ca: authority.ca(),
                 server: authority.server("etcd").await?,
                 client: match security.client_certificates {
-                    true => Some(authority.client("etcd-client").await?),
+                    true => Some(authority.nameless_client("etcd-client").await?),
                     false => None,
                 },
             }),

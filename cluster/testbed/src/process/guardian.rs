@@ -1,5 +1,6 @@
 //! The guardian: what sees to it that nothing is left when we die without a word.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -39,18 +40,19 @@ pub struct Guardian {
 }
 
 impl Guardian {
-    /// Sets a guardian on `dir`; `remove` tells it to delete the directory after an unexpected end.
+    /// Sets a guardian on `dir`; `remove` tells it to delete the directory after an unexpected end. It holds `lock` open
+    /// for as long as it may still kill: no other cluster may begin in the directory before that.
     ///
     /// # Errors
     /// When `/bin/sh` cannot be started.
-    pub fn set_on(dir: &Path, remove: bool) -> Result<Self> {
+    pub fn set_on(dir: &Path, remove: bool, lock: &File) -> Result<Self> {
         let child = Command::new("setsid")
             .args(["/bin/sh", "-c", SCRIPT, "leaderpool-guardian"])
             .arg(dir)
             .arg(if remove { "yes" } else { "no" })
             .current_dir("/")
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(lock.try_clone()?)
             .stderr(Stdio::null())
             .spawn()
             .context("cannot start the guardian (setsid /bin/sh)")?;
