@@ -165,9 +165,10 @@ impl ConfigBuilder {
         self.configure(|config| config.read.when_none = what)
     }
 
-    /// `read.prefer_tag`: a tag, as `name=value`, whose members are preferred.
-    pub fn prefer_tag(self, tag: impl Into<String>) -> Self {
-        self.configure(|config| config.read.prefer_tag = Some(tag.into()))
+    /// `read.prefer_tag`: a tag whose members are preferred.
+    pub fn prefer_tag(self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
+        let tag = format!("{}={}", name.as_ref(), value.as_ref());
+        self.configure(|config| config.read.prefer_tag = Some(tag))
     }
 
     /// Everything that has no method of its own here.
@@ -219,7 +220,7 @@ mod tests {
             .max_waiting(64)
             .max_behind(Duration::from_secs(2))
             .when_none(WhenNone::Wait)
-            .prefer_tag("zone=b")
+            .prefer_tag("zone", "b")
             .configure(|config| config.probe.interval = Duration::from_secs(2))
             .build()
             .expect("valid");

@@ -154,7 +154,7 @@ const REFUSED: &[(&str, &str, Change)] = &[
     ("read.prefer_tag", "not `name=value`", |c| c.read.prefer_tag = Some("zone".into())),
     ("read.prefer_tag", "not `name=value`", |c| c.read.prefer_tag = Some("=b".into())),
     ("read.prefer_tag", "not `name=value`", |c| c.read.prefer_tag = Some("zone=".into())),
-    ("read.prefer_tag", "not `name=value`", |c| c.read.prefer_tag = Some("zone = b".into())),
+    ("read.prefer_tag", "not `name=value`", |c| c.read.prefer_tag = Some("zone = ".into())),
 ];
 
 fn etcd(config: &mut Config) -> &mut EtcdConfig {
@@ -310,7 +310,7 @@ fn limits_are_inclusive() {
     config.probe.urgent_interval = Duration::from_millis(1);
     config.postgres.keepalive_idle = Duration::from_secs(1);
     config.read.max_bytes_behind = Some(0);
-    config.read.prefer_tag = Some("zone=a=b".into());
+    config.read.prefer_tag = Some("zone = a=b".into());
     config.cluster.namespace = String::new();
     config.validate().expect("valid");
 }

@@ -283,9 +283,8 @@ fn read(section: &ReadConfig) -> Checked {
         duration("read.max_behind", *max_behind)?;
     }
     let Some(tag) = prefer_tag else { return Ok(()) };
-    let is_part = |text: &str| !text.is_empty() && text.trim() == text;
     match tag.split_once('=') {
-        Some((name, value)) if is_part(name) && is_part(value) => Ok(()),
+        Some((name, value)) if !name.trim().is_empty() && !value.trim().is_empty() => Ok(()),
         _ => refuse("read.prefer_tag", format!("{tag:?} is not `name=value`, such as \"zone=b\"")),
     }
 }
