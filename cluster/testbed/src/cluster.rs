@@ -129,10 +129,6 @@ impl Cluster {
         for node in others {
             node.start()?;
         }
-        if let Some(haproxy) = &self.haproxy {
-            haproxy.configure(&nodes)?;
-            haproxy.start().await?;
-        }
         wait::until("the first primary", minute, every, async || self.lead().await.map(|_| ()))
             .await?;
         self.create_database().await?;
@@ -143,7 +139,14 @@ impl Cluster {
             }
             Ok(())
         })
-        .await
+        .await?;
+        if let Some(haproxy) = &self.haproxy {
+            // Last: its first check of each server then finds the role that lasts, and need not be repeated.
+            haproxy.configure(&nodes)?;
+            haproxy.start().await?;
+            self.wait_for_haproxy(minute).await?;
+        }
+        Ok(())
     }
 
     async fn create_database(&self) -> Result<()> {
@@ -315,16 +318,12 @@ impl Cluster {
             postgres.insert(key.to_owned(), value.into());
         }
         if let (Some(_), Some(authority)) = (&self.server_identity, &self.authority) {
-            postgres.insert("ca_file".to_owned(), authority.ca().display().to_string().into());
+            postgres.insert("sslrootcert".to_owned(), authority.ca().display().to_string().into());
         }
-        let document = toml::toml! {
-            [cluster]
-            scope = ""
-            namespace = ""
-        };
-        let mut document = document;
-        document["cluster"]["scope"] = self.spec.scope.clone().into();
-        document["cluster"]["namespace"] = self.spec.namespace.clone().into();
+        let mut document = toml::Table::new();
+        let cluster = [("scope", &self.spec.scope), ("namespace", &self.spec.namespace)];
+        let cluster = cluster.map(|(key, value)| (key.to_owned(), value.clone().into()));
+        document.insert("cluster".to_owned(), toml::Table::from_iter(cluster).into());
         document.insert("etcd".to_owned(), etcd.into());
         document.insert(
             "rest".to_owned(),

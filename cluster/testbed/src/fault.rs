@@ -79,7 +79,7 @@ impl Cluster {
         let node = self.node(node)?;
         // First itself, so that no child comes after the look.
         scan::signal(&[node.postmaster()?], Signal::STOP);
-        scan::signal(&node.server_processes(), Signal::STOP);
+        scan::freeze_under(&node.data_dir()).await;
         Ok(())
     }
 
@@ -115,11 +115,7 @@ impl Cluster {
     /// # Errors
     /// When there is no such node.
     pub async fn freeze_node(&self, node: &str) -> Result<()> {
-        let node = self.node(node)?;
-        // Twice: a process may have been born during the first round.
-        for _ in 0..2 {
-            scan::signal(&node.processes(), Signal::STOP);
-        }
+        scan::freeze_under(&self.node(node)?.dir).await;
         Ok(())
     }
 
@@ -250,7 +246,7 @@ impl Cluster {
     /// # Errors
     /// When there is no such member.
     pub async fn freeze_etcd(&self, member: usize) -> Result<()> {
-        scan::signal(&scan::under(&self.member(member)?.dir), Signal::STOP);
+        scan::freeze_under(&self.member(member)?.dir).await;
         Ok(())
     }
 
@@ -301,7 +297,7 @@ impl Cluster {
     /// # Errors
     /// When there is none.
     pub async fn freeze_haproxy(&self) -> Result<()> {
-        scan::signal(&scan::under(&self.haproxy()?.dir), Signal::STOP);
+        scan::freeze_under(&self.haproxy()?.dir).await;
         Ok(())
     }
 

@@ -9,12 +9,18 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 
+use crate::http::Http;
 use crate::node::Node;
 use crate::ports::PortBlock;
 use crate::postgres::find_program;
 use crate::process::{Launch, Process, RunAs, scan};
 use crate::rundir::{RunDir, write_private};
 use crate::wait;
+
+/// The section for writes.
+pub(crate) const WRITES: &str = "postgres_master";
+/// The section for reads.
+pub(crate) const READS: &str = "postgres_replicas";
 
 #[derive(Debug)]
 pub(crate) struct HaProxy {
@@ -73,6 +79,21 @@ impl HaProxy {
         }
     }
 
+    /// Which servers it takes to be up, by the section they stand in.
+    pub(crate) async fn servers_up(&self) -> Result<Vec<(String, String)>> {
+        let stats = Http::plain(self.ports[2]);
+        let table = stats.get("/stats;csv", Duration::from_secs(2)).await?.body;
+        let mut rows = table.lines().map(|line| line.split(',').collect::<Vec<_>>());
+        let header = rows.next().context("no statistics")?;
+        let status = header.iter().position(|column| *column == "status");
+        let status = status.context("no column `status` in the statistics")?;
+        let up = rows.filter(|row| row.len() > status && row[status].starts_with("UP"));
+        Ok(up
+            .filter(|row| !["FRONTEND", "BACKEND"].contains(&row[1]))
+            .map(|row| (row[0].to_owned(), row[1].to_owned()))
+            .collect())
+    }
+
     pub(crate) async fn stop(&self) -> Result<()> {
         scan::signal(&scan::under(&self.dir), Signal::CONT);
         let process = self.process.lock().expect("not poisoned").take();
@@ -107,9 +128,7 @@ listen stats
     stats refresh 1s
 "
     );
-    for (name, port, path) in
-        [("postgres_master", writes, "/master"), ("postgres_replicas", reads, "/replica")]
-    {
+    for (name, port, path) in [(WRITES, writes, "/master"), (READS, reads, "/replica")] {
         let _ = write!(
             text,
             "

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::cluster::Cluster;
 use crate::etcd::KeyValue;
+use crate::haproxy::{READS, WRITES};
 use crate::node::Node;
 use crate::postgres::{ServerState, server_state};
 
@@ -115,6 +116,29 @@ impl Cluster {
             let leader = self.lead().await?;
             let primary = server_state(self.node(&leader)?.postgres_port, LOOK).await?;
             check_replica(&node, &primary).await
+        })
+        .await
+    }
+
+    /// Waits until HAProxy, by its own account, sends writes to the primary alone and reads to every replica that runs.
+    ///
+    /// # Errors
+    /// When there is no HAProxy, or the deadline passes.
+    pub async fn wait_haproxy(&self, deadline: Duration) -> Result<()> {
+        self.wait_for_haproxy(deadline).await.map_err(|error| self.with_logs(error))
+    }
+
+    pub(crate) async fn wait_for_haproxy(&self, deadline: Duration) -> Result<()> {
+        let haproxy = self.haproxy.as_ref().context("this cluster has no HAProxy")?;
+        let every = Duration::from_millis(50);
+        crate::wait::until("HAProxy knows the roles", deadline, every, async || {
+            let leader = self.lead().await?;
+            let mut wanted = vec![(WRITES.to_owned(), leader.clone())];
+            let replicas = self.nodes().into_iter().filter(|n| n.name != leader && n.is_started());
+            wanted.extend(replicas.map(|node| (READS.to_owned(), node.name.clone())));
+            let up = haproxy.servers_up().await?;
+            ensure!(up == wanted, "up are {up:?}");
+            Ok(())
         })
         .await
     }

@@ -9,22 +9,13 @@ use serde_json::json;
 const MINUTE: Duration = Duration::from_secs(60);
 const EVERY: Duration = Duration::from_millis(100);
 
-/// Waits until HAProxy's port leads to a server in the given role.
-async fn answers(port: u16, in_recovery: bool) -> Result<()> {
-    wait::until(&format!("HAProxy's port {port}"), MINUTE, EVERY, async || {
-        let state = postgres::server_state(port, Duration::from_secs(2)).await?;
-        ensure!(state.in_recovery == in_recovery, "{state:?}");
-        Ok(())
-    })
-    .await
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn haproxy_leads_writes_and_reads_and_nodes_come_and_go() -> Result<()> {
     let cluster = ClusterBuilder::fast().nodes(2).haproxy(true).archive(true).start().await?;
     let (writes, reads) = (cluster.ports().haproxy_writes(), cluster.ports().haproxy_reads());
-    answers(writes, false).await?;
-    answers(reads, true).await?;
+    let moment = Duration::from_secs(2);
+    ensure!(!postgres::server_state(writes, moment).await?.in_recovery);
+    ensure!(postgres::server_state(reads, moment).await?.in_recovery);
 
     let added = cluster.add_node().await?;
     ensure!(added == "patroni-replica2", "{added}");
@@ -49,7 +40,8 @@ async fn haproxy_leads_writes_and_reads_and_nodes_come_and_go() -> Result<()> {
 
     cluster.kill_haproxy().await?;
     cluster.start_haproxy().await?;
-    answers(writes, false).await?;
+    cluster.wait_haproxy(MINUTE).await?;
+    ensure!(!postgres::server_state(writes, moment).await?.in_recovery);
     cluster.shutdown().await
 }
 
@@ -78,6 +70,8 @@ async fn three_protected_members_of_etcd_lose_one_and_get_it_back() -> Result<()
     ensure!(member.value.contains("\"zone\":\"b\""), "{}", member.value);
 
     cluster.kill_etcd(0).await?;
+    // It may have been their leader.
+    cluster.wait_etcd(MINUTE).await?;
     cluster.put_key("test", "one").await?;
     cluster.start_etcd(0).await?;
     cluster.freeze_etcd(1).await?;

@@ -18,6 +18,10 @@ pub struct Found {
     pub command: String,
     /// Its working directory.
     pub cwd: PathBuf,
+    /// Whether a signal has stopped it.
+    pub stopped: bool,
+    /// When it was started, in ticks since boot: what tells it from a later one with the same id.
+    started: u64,
 }
 
 impl Found {
@@ -29,16 +33,19 @@ impl Found {
         let (head, tail) = stat.rsplit_once(')')?;
         let command = head.split_once('(')?.1.to_owned();
         let fields: Vec<&str> = tail.split_whitespace().collect();
-        let zombie = fields.first() == Some(&"Z");
+        let state = *fields.first()?;
+        let stopped = ["T", "t"].contains(&state);
         let parent = fields.get(1)?.parse().ok()?;
         let has_terminal = fields.get(4)? != &"0";
-        (!zombie).then_some((Self { pid, parent, command, cwd }, has_terminal))
+        let started = fields.get(19)?.parse().ok()?;
+        let found = Self { pid, parent, command, cwd, stopped, started };
+        (state != "Z").then_some((found, has_terminal))
     }
 
     /// Whether it has ended, or its id is another's by now.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        Self::read(self.pid).is_none_or(|(now, _)| now.cwd != self.cwd)
+        Self::read(self.pid).is_none_or(|(now, _)| now.started != self.started)
     }
 }
 
@@ -77,6 +84,19 @@ pub fn signal(processes: &[Found], signal: Signal) {
         {
             let _ = rustix::process::kill_process(pid, signal);
         }
+    }
+}
+
+/// SIGSTOP to everything below `dir`, until also what was born meanwhile is stopped.
+pub async fn freeze_under(dir: &Path) {
+    for _ in 0..50 {
+        let mut running = under(dir);
+        running.retain(|found| !found.stopped);
+        if running.is_empty() {
+            return;
+        }
+        signal(&running, Signal::STOP);
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
