@@ -20,9 +20,7 @@ use crate::node::{CheckoutFailure, ConnObject, Demand, DialError, Dialer, Node};
 use crate::report::{self, Report};
 use crate::routing::{Ineligible, ReadChoice, ReadPolicy, choose_read, pick_two};
 use crate::supervisor;
-use crate::topology::{
-    ClusterView, Epoch, LeaderState, MemberHealth, Suspicion, TopologyEvent,
-};
+use crate::topology::{ClusterView, Epoch, LeaderState, MemberHealth, Suspicion, TopologyEvent};
 
 /// Added to the cluster's `ttl` for the default of `pool.write_timeout`: election, promotion, and a
 /// handshake.

@@ -17,7 +17,7 @@ use crate::node::{Node, NodeContext};
 use crate::patroni::{KeyPrefix, MemberRole};
 use crate::pool::{Shared, WriteTarget};
 use crate::topology::{
-    Action, Cadence, ClusterView, Event, SourceKind, Topology, TopologyConfig, TopologyEvent,
+    Action, ClusterView, Event, SourceKind, Topology, TopologyConfig, TopologyEvent,
 };
 
 /// Events that may wait to be taken in: a burst of every connection of a dead member fits.
@@ -166,12 +166,6 @@ impl Supervisor {
             Action::SetCadence(name, cadence) => {
                 if let Some(node) = self.node(&name) {
                     node.set_cadence(cadence);
-                    // The key is taken before the promotion: by the time the member is admitted, a
-                    // connection to it is ready.
-                    if cadence == Cadence::Urgent {
-                        let limit = self.shared.config.postgres.connect_timeout;
-                        self.shared.tasks.spawn(async move { node.warm(limit).await });
-                    }
                 }
             }
             Action::ProbeNow(name) => {

@@ -37,8 +37,9 @@ pub(crate) struct Files<'a> {
 
 /// The bytes of the file that `field` names.
 pub(crate) fn read_file(field: &str, path: &Path) -> Result<Vec<u8>, ConfigError> {
-    std::fs::read(path)
-        .map_err(|error| ConfigError::field(field, format!("cannot read {}: {error}", path.display())))
+    std::fs::read(path).map_err(|error| {
+        ConfigError::field(field, format!("cannot read {}: {error}", path.display()))
+    })
 }
 
 /// A client configuration from these files.
@@ -51,9 +52,9 @@ pub(crate) fn client_config(files: &Files<'_>) -> Result<ClientConfig, ConfigErr
         .with_safe_default_protocol_versions()
         .map_err(|error| fail(files.ca.0, error.to_string()))?;
     let builder = match files.trust {
-        Trust::None => builder.dangerous().with_custom_certificate_verifier(Arc::new(
-            Lenient { provider, inner: None },
-        )),
+        Trust::None => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Lenient { provider, inner: None })),
         Trust::Authority => {
             let inner = WebPkiServerVerifier::builder_with_provider(
                 Arc::new(roots(files)?),
@@ -61,9 +62,10 @@ pub(crate) fn client_config(files: &Files<'_>) -> Result<ClientConfig, ConfigErr
             )
             .build()
             .map_err(|error| fail(files.ca.0, error.to_string()))?;
-            builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Lenient { provider, inner: Some(inner) }))
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Lenient {
+                provider,
+                inner: Some(inner),
+            }))
         }
         Trust::Full => builder.with_root_certificates(roots(files)?),
     };

@@ -48,9 +48,24 @@ enum End {
     Failed(String),
 }
 
-impl<E: std::error::Error + 'static> From<E> for End {
-    fn from(error: E) -> Self {
-        End::Failed(with_causes(&error))
+impl From<etcd_client::Error> for End {
+    fn from(error: etcd_client::Error) -> Self {
+        End::Failed(match &error {
+            // Its own text is the status's debug form.
+            etcd_client::Error::GRpcStatus(status) => {
+                let mut text = status.message().to_owned();
+                let mut cause = std::error::Error::source(status);
+                while let Some(error) = cause {
+                    let next = error.to_string();
+                    if !text.contains(&next) {
+                        text = format!("{text}: {next}");
+                    }
+                    cause = error.source();
+                }
+                text
+            }
+            other => with_causes(other),
+        })
     }
 }
 
@@ -98,8 +113,9 @@ impl EtcdSource {
 
     async fn read_all(&self, client: &mut Client) -> Result<Keys, End> {
         let options = GetOptions::new().with_prefix();
-        let answer =
-            self.within("reading the keys", client.get(self.prefix.as_str(), Some(options))).await?;
+        let answer = self
+            .within("reading the keys", client.get(self.prefix.as_str(), Some(options)))
+            .await?;
         let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
         let keys = answer.kvs().iter().map(raw_key).map(|raw| (raw.key.clone(), raw)).collect();
         Ok(Keys { revision, keys })
@@ -130,9 +146,8 @@ impl EtcdSource {
         self.send(out, self.observe(&seen)).await?;
         let options =
             WatchOptions::new().with_prefix().with_start_revision(seen.revision.saturating_add(1));
-        let mut watch = self
-            .within("watching", client.watch(self.prefix.as_str(), Some(options)))
-            .await?;
+        let mut watch =
+            self.within("watching", client.watch(self.prefix.as_str(), Some(options))).await?;
         let mut verify = interval(self.config.verify_interval);
         verify.set_missed_tick_behavior(MissedTickBehavior::Delay);
         verify.reset();

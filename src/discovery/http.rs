@@ -46,7 +46,8 @@ impl HttpClient {
             .https_or_http()
             .enable_http1()
             .wrap_connector(connector);
-        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
+        let client =
+            Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
         Ok(Self { client, timeout: config.timeout })
     }
 
@@ -58,8 +59,7 @@ impl HttpClient {
         let uri: Uri = url.parse().map_err(|error| format!("not a URL: {error}"))?;
         let request = Request::get(uri).body(Empty::new()).map_err(|error| error.to_string())?;
         let exchange = async {
-            let answer =
-                self.client.request(request).await.map_err(|error| with_causes(&error))?;
+            let answer = self.client.request(request).await.map_err(|error| with_causes(&error))?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), BODY_LIMIT)
                 .collect()

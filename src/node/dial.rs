@@ -291,8 +291,7 @@ impl Dialer {
         &self,
         address: &ServerAddress,
     ) -> Result<(Socket, tokio_postgres::Config), DialError> {
-        let unreachable =
-            |source| DialError::Unreachable { address: address.clone(), source };
+        let unreachable = |source| DialError::Unreachable { address: address.clone(), source };
         let mut session = self.session.clone();
         session.ssl_mode(DriverSslMode::Disable);
         if address.host.starts_with('/') {
@@ -300,9 +299,8 @@ impl Dialer {
             let stream = UnixStream::connect(path).await.map_err(unreachable)?;
             return Ok((Socket::Unix(stream), session));
         }
-        let mut stream = TcpStream::connect((address.host.as_str(), address.port))
-            .await
-            .map_err(unreachable)?;
+        let mut stream =
+            TcpStream::connect((address.host.as_str(), address.port)).await.map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
         let socket = SockRef::from(&stream);
         socket.set_tcp_keepalive(&self.keepalive).map_err(unreachable)?;
@@ -325,8 +323,9 @@ impl Dialer {
             }
             other => return Err(failed(format!("unexpected answer {other:#x}"))),
         }
-        let connect = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls.clone(), &address.host)
-            .map_err(|error| failed(crate::error::with_causes(&error)))?;
+        let connect =
+            MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls.clone(), &address.host)
+                .map_err(|error| failed(crate::error::with_causes(&error)))?;
         let stream = connect
             .connect(stream)
             .await

@@ -57,7 +57,7 @@ pub(crate) struct Node {
     cadence: watch::Sender<Cadence>,
     wake: Arc<Notify>,
     cancel: CancellationToken,
-    removed: AtomicBool,
+    warming: AtomicBool,
 }
 
 impl Node {
@@ -94,7 +94,7 @@ impl Node {
             cadence: watch::Sender::new(Cadence::Normal),
             wake: Arc::new(Notify::new()),
             cancel: CancellationToken::new(),
-            removed: AtomicBool::new(false),
+            warming: AtomicBool::new(false),
         });
         context.tasks.spawn(probe::run(
             Arc::clone(&node),
@@ -106,10 +106,7 @@ impl Node {
     }
 
     /// A connection, by `deadline`, dialling included.
-    pub(crate) async fn checkout(
-        &self,
-        deadline: Instant,
-    ) -> Result<ConnObject, CheckoutFailure> {
+    pub(crate) async fn checkout(&self, deadline: Instant) -> Result<ConnObject, CheckoutFailure> {
         let timeouts = Timeouts::default();
         match timeout_at(deadline, self.pool.timeout_get(&timeouts)).await {
             Ok(Ok(object)) => Ok(object),
@@ -148,14 +145,19 @@ impl Node {
         &self.wake
     }
 
-    /// Makes sure that at least one connection is there, so that the first writer after an admission
-    /// need not wait for a handshake.
-    pub(crate) async fn warm(&self, limit: Duration) {
-        if self.pool.status().available == 0
-            && let Ok(object) = self.checkout(Instant::now() + limit).await
-        {
-            drop(object);
+    /// Starts to make a connection where there is none, so that the first writer after an admission need
+    /// not wait for a handshake.
+    pub(crate) fn warm(self: &Arc<Self>, tasks: &TaskTracker, limit: Duration) {
+        if self.pool.status().available > 0 || self.warming.swap(true, Ordering::AcqRel) {
+            return;
         }
+        let node = Arc::clone(self);
+        tasks.spawn(async move {
+            // Given back at once: then it is idle, and warm.
+            let made = node.checkout(Instant::now() + limit).await;
+            drop(made);
+            node.warming.store(false, Ordering::Release);
+        });
     }
 
     /// Cuts all its connections, in use or not.
@@ -179,7 +181,6 @@ impl Node {
 
     /// Stops its probe and lends nothing more; what is out is closed on return.
     pub(crate) fn remove(&self) {
-        self.removed.store(true, Ordering::Release);
         self.pool.close();
         self.cancel.cancel();
     }

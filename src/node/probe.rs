@@ -93,6 +93,11 @@ pub(super) async fn run(
 ) {
     let mut prober = Prober { node, limit: context.probe.timeout, session: None };
     loop {
+        if *cadence.borrow() == Cadence::Urgent {
+            // The key is taken before the promotion, and a crashed server comes back where it was: by
+            // the time the probe finds the new primary, a connection for the first writer is ready.
+            prober.node.warm(&context.tasks, context.probe.timeout);
+        }
         let result = tokio::select! {
             () = cancel.cancelled() => return,
             result = prober.ask() => result,
@@ -162,8 +167,7 @@ impl Prober {
             return Err(ProbeFailure::Failed("no session".into()));
         };
         let sent_at = Instant::now();
-        let row =
-            conn.query_one(statement, &[]).await.map_err(|error| failure(conn, &error))?;
+        let row = conn.query_one(statement, &[]).await.map_err(|error| failure(conn, &error))?;
         let lsn = |index: usize| {
             row.try_get::<_, Option<i64>>(index).ok().flatten().map(|at| Lsn(at.cast_unsigned()))
         };
@@ -207,6 +211,10 @@ fn failure(conn: &Conn, error: &tokio_postgres::Error) -> ProbeFailure {
         let code = error.code().map(|code| code.code().to_owned()).unwrap_or_default();
         let text = with_causes(error);
         // Class 57: the server is going down or coming up.
-        if code.starts_with("57") { ProbeFailure::Refused(text) } else { ProbeFailure::Failed(text) }
+        if code.starts_with("57") {
+            ProbeFailure::Refused(text)
+        } else {
+            ProbeFailure::Failed(text)
+        }
     }
 }

@@ -325,7 +325,8 @@ mod tests {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&seen);
         state.report_to(Box::new(move |what| sink.lock().expect("lock").push(what)));
-        let body = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0";
+        let body =
+            b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0";
         feed(&state, &mut Scanner::backend(), &message_bytes(b'E', body));
         assert_eq!(*seen.lock().expect("lock"), [Suspicion::ShuttingDown]);
         let cause = state.cause().expect("a cause");

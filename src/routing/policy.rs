@@ -60,20 +60,14 @@ impl ReadPolicy {
     /// needs no clocks that agree. Bounds below 100 ms are met by the leader mostly.
     #[must_use]
     pub fn at_most_behind(bound: Duration) -> Self {
-        Self {
-            freshness: Freshness::Behind { time: Some(bound), bytes: None },
-            ..Self::default()
-        }
+        Self { freshness: Freshness::Behind { time: Some(bound), bytes: None }, ..Self::default() }
     }
 
     /// A replica at most `bytes` of WAL behind the leader when both were last asked; the leader where
     /// there is none.
     #[must_use]
     pub fn at_most_bytes_behind(bytes: u64) -> Self {
-        Self {
-            freshness: Freshness::Behind { time: None, bytes: Some(bytes) },
-            ..Self::default()
-        }
+        Self { freshness: Freshness::Behind { time: None, bytes: Some(bytes) }, ..Self::default() }
     }
 
     /// Go to the leader where no replica qualifies. The default.

@@ -1,0 +1,69 @@
+//! The library against real clusters: each scenario on each version of the manager.
+//!
+//! One cluster per version is started on first use and shared by its scenarios, which take turns; the
+//! versions run side by side. `cargo test --test cluster -- switchover` runs the scenarios so named.
+
+// The modules of a test are nobody else's.
+#![allow(unreachable_pub)]
+
+mod account;
+mod bed;
+mod faults;
+mod members;
+mod store;
+mod usage;
+
+use std::future::Future;
+use std::pin::Pin;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use bed::{Bed, Manager};
+
+type Scenario = for<'a> fn(&'a Bed) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
+
+macro_rules! scenarios {
+    ($($module:ident :: $name:ident),* $(,)?) => {
+        [$((stringify!($name), (|bed| Box::pin($module::$name(bed))) as Scenario)),*]
+    };
+}
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // One thread per cluster: more would only wait for each other.
+    arguments.test_threads.get_or_insert(Manager::ALL.len());
+    let scenarios = scenarios![
+        usage::reads_and_writes_go_where_they_belong,
+        usage::bounded_staleness_is_kept,
+        usage::abandoned_work_leaves_no_mess,
+        usage::closing_waits_for_what_is_out,
+        usage::rest_alone_is_a_source,
+        usage::a_host_list_is_a_source,
+        faults::switchover,
+        faults::postmaster_killed,
+        faults::node_killed,
+        faults::primary_frozen,
+        faults::leader_key_deleted,
+        store::etcd_stopped_and_started,
+        store::etcd_frozen,
+        store::one_of_three_etcd_members_lost,
+        members::replica_added_and_removed,
+        members::member_whose_json_is_garbage,
+        members::foreign_address_in_conn_url,
+    ];
+    // Side by side means alternating: neighbours in this list belong to different clusters.
+    let trials = scenarios
+        .into_iter()
+        .flat_map(|(name, scenario)| {
+            Manager::ALL.map(|manager| {
+                Trial::test(format!("{manager}::{name}"), move || {
+                    bed::run(manager, name, scenario)
+                        .map_err(|error| Failed::from(format!("{error:#}")))
+                })
+            })
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    bed::shut_down();
+    conclusion.exit();
+}
