@@ -16,7 +16,7 @@ const EVERY: Duration = Duration::from_millis(50);
 /// Starts a cluster by the command line and waits for "ready".
 async fn start(dir: &Path) -> Result<Child> {
     let mut child = Command::new(env!("CARGO_BIN_EXE_leaderpool-testbed"))
-        .args(["run", "--fast", "--nodes", "2", "--haproxy", "--dir"])
+        .args(["run", "--fast", "--nodes", "1", "--haproxy", "--dir"])
         .arg(dir)
         .stdout(Stdio::piped())
         .kill_on_drop(true)
