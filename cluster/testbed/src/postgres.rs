@@ -17,15 +17,15 @@ pub const DATABASE: &str = "eda_backend";
 
 const OLDEST: u32 = 14;
 
-/// Finds PostgreSQL's programs: `LEADERPOOL_PG_BIN`, else the newest below `/usr/lib/postgresql`, else the PATH.
+/// Finds PostgreSQL's programs: `TESTBED_PG_BIN`, else the newest below `/usr/lib/postgresql`, else the PATH.
 ///
 /// # Errors
 /// When there is none of version 14 or later.
 pub fn find_bin_dir() -> Result<PathBuf> {
-    if let Some(dir) = std::env::var_os("LEADERPOOL_PG_BIN") {
+    if let Some(dir) = std::env::var_os("TESTBED_PG_BIN") {
         let dir = PathBuf::from(dir);
         if !dir.join("postgres").is_file() {
-            bail!("LEADERPOOL_PG_BIN is {}, which has no program `postgres`", dir.display());
+            bail!("TESTBED_PG_BIN is {}, which has no program `postgres`", dir.display());
         }
         return Ok(dir);
     }
@@ -40,7 +40,7 @@ pub fn find_bin_dir() -> Result<PathBuf> {
     find_program("postgres")
         .and_then(|path| path.canonicalize().ok()?.parent().map(Path::to_owned))
         .with_context(|| {
-            format!("no PostgreSQL {OLDEST} or later found: install postgresql, or set LEADERPOOL_PG_BIN to its bin directory")
+            format!("no PostgreSQL {OLDEST} or later found: install postgresql, or set TESTBED_PG_BIN to its bin directory")
         })
 }
 

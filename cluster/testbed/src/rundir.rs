@@ -24,7 +24,7 @@ pub(crate) struct RunDir {
 }
 
 impl RunDir {
-    /// A fresh directory under the system's place for temporary files; removed at the end unless LEADERPOOL_KEEP is set.
+    /// A fresh directory under the system's place for temporary files; removed at the end unless TESTBED_KEEP is set.
     pub(crate) async fn fresh(run_as: &RunAs) -> Result<Self> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let place = std::env::temp_dir();
@@ -35,7 +35,7 @@ impl RunDir {
             match std::fs::create_dir(&path) {
                 Ok(()) => {
                     let path = path.canonicalize()?;
-                    let temporary = std::env::var_os("LEADERPOOL_KEEP").is_none();
+                    let temporary = std::env::var_os("TESTBED_KEEP").is_none();
                     return Self::prepare(&path, lock(&path).await?, temporary, run_as);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}

@@ -72,13 +72,13 @@ async fn build(cache: &Path, venv: &Path) -> Result<()> {
 }
 
 fn cache_dir() -> Result<PathBuf> {
-    if let Some(dir) = std::env::var_os("LEADERPOOL_CACHE") {
-        return std::path::absolute(PathBuf::from(dir)).context("LEADERPOOL_CACHE");
+    if let Some(dir) = std::env::var_os("TESTBED_CACHE") {
+        return std::path::absolute(PathBuf::from(dir)).context("TESTBED_CACHE");
     }
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/var/cache/leaderpool"));
     }
-    let home = std::env::var_os("HOME").context("no HOME: set LEADERPOOL_CACHE")?;
+    let home = std::env::var_os("HOME").context("no HOME: set TESTBED_CACHE")?;
     Ok(PathBuf::from(home).join(".cache/leaderpool"))
 }
 

@@ -112,7 +112,7 @@ impl RunAs {
             if may == 0 {
                 bail!(
                     "the user {} cannot enter {}, which {} lies under: choose another place (TMPDIR, --dir or \
-                     LEADERPOOL_CACHE), or `chmod o+x` it",
+                     TESTBED_CACHE), or `chmod o+x` it",
                     account.name,
                     dir.display(),
                     path.display()

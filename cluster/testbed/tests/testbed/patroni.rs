@@ -113,7 +113,7 @@ async fn start_and_exercise(manager: Manager, victim: Victim) {
         timed("shutdown", cluster.shutdown()).await?;
         ensure!(leaderpool_testbed::process::scan::under(&dir).is_empty());
         drop(cluster);
-        ensure!(!dir.exists() || std::env::var_os("LEADERPOOL_KEEP").is_some());
+        ensure!(!dir.exists() || std::env::var_os("TESTBED_KEEP").is_some());
         Ok(())
     };
     if let Err(error) = run.await {
