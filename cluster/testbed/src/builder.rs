@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::cluster::Cluster;
 use crate::manager::Manager;
 use crate::ports::{MAX_NODES, Ports};
+use crate::progress::{Listener, Progress};
 
 /// The dynamic configuration that the cluster is bootstrapped with.
 #[derive(Debug, Clone, PartialEq)]
@@ -97,6 +98,7 @@ pub struct ClusterBuilder {
     pub(crate) pg_hba_first: Vec<String>,
     pub(crate) etcd_security: EtcdSecurity,
     pub(crate) postgres_tls: PostgresTls,
+    pub(crate) progress: Listener,
 }
 
 impl Default for ClusterBuilder {
@@ -120,6 +122,7 @@ impl Default for ClusterBuilder {
             pg_hba_first: Vec::new(),
             etcd_security: EtcdSecurity::default(),
             postgres_tls: PostgresTls::Off,
+            progress: Listener::default(),
         }
     }
 }
@@ -260,6 +263,13 @@ impl ClusterBuilder {
     #[must_use]
     pub fn postgres_tls(mut self, tls: PostgresTls) -> Self {
         self.postgres_tls = tls;
+        self
+    }
+
+    /// Is told of each step of the start.
+    #[must_use]
+    pub fn on_progress(mut self, tell: impl Fn(Progress<'_>) + Send + Sync + 'static) -> Self {
+        self.progress = Listener::new(tell);
         self
     }
 

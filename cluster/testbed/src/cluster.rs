@@ -23,6 +23,8 @@ use crate::tls::{Authority, Identity};
 use crate::{logs, wait};
 
 const STOP_GRACE: Duration = Duration::from_secs(30);
+const MINUTE: Duration = Duration::from_secs(60);
+const EVERY: Duration = Duration::from_millis(20);
 
 /// A running cluster. Dropping it kills what is left of it; [`Cluster::shutdown`] stops it in order.
 #[derive(Debug)]
@@ -79,7 +81,7 @@ impl Cluster {
             _ => None,
         };
         let prefix = spec.key_prefix();
-        let etcd = Etcd::start(
+        let started = Etcd::start(
             spec.etcd_members,
             security,
             &prefix,
@@ -87,9 +89,11 @@ impl Cluster {
             &dir,
             authority.as_ref(),
             &run_as,
-        )
-        .await
-        .map_err(|error| with_logs(error, &dir))?;
+        );
+        let on = (0..spec.etcd_members).map(|i| ports.etcd_client(i).to_string());
+        let what = format!("etcd on {}", on.collect::<Vec<_>>().join(", "));
+        let etcd = spec.progress.step(&what, started).await;
+        let etcd = etcd.map_err(|error| with_logs(error, &dir))?;
         let haproxy = match spec.haproxy {
             true => Some(HaProxy::new(&dir, &ports, &run_as)?),
             false => None,
@@ -118,35 +122,48 @@ impl Cluster {
         }
         let nodes = self.nodes();
         let (first, others) = nodes.split_first().context("no nodes")?;
+        let progress = &self.spec.progress;
+        progress.step(&with_ports(&nodes[..1]), self.bring_up_primary(first, others)).await?;
+        let rest = if others.is_empty() { "health".to_owned() } else { with_ports(others) };
+        progress.step(&rest, self.bring_up_replicas()).await?;
+        if let Some(haproxy) = &self.haproxy {
+            // Last: its first check of each server then finds the role that lasts, and need not be repeated.
+            haproxy.configure(&nodes)?;
+            let ports = [self.ports.haproxy_writes(), self.ports.haproxy_reads()];
+            let what = format!("HAProxy on {} for writes and {} for reads", ports[0], ports[1]);
+            let started = async {
+                haproxy.start().await?;
+                self.wait_for_haproxy(MINUTE).await
+            };
+            progress.step(&what, started).await?;
+        }
+        Ok(())
+    }
+
+    async fn bring_up_primary(&self, first: &Node, others: &[Arc<Node>]) -> Result<()> {
         first.start()?;
         // The first to come bootstraps and leads; the others need not wait for more than its claim.
-        let every = Duration::from_millis(20);
-        let minute = Duration::from_secs(60);
-        wait::until("the first node begins to bootstrap", minute, every, async || {
+        wait::until("the first node begins to bootstrap", MINUTE, EVERY, async || {
             self.get_key("initialize").await?.context("no key initialize").map(|_| ())
         })
         .await?;
         for node in others {
             node.start()?;
         }
-        wait::until("the first primary", minute, every, async || self.lead().await.map(|_| ()))
+        wait::until("the first primary", MINUTE, EVERY, async || self.lead().await.map(|_| ()))
             .await?;
-        self.create_database().await?;
-        self.wait_for_health(Duration::from_secs(120)).await?;
-        wait::until("the database on every node", minute, every, async || {
+        self.create_database().await
+    }
+
+    async fn bring_up_replicas(&self) -> Result<()> {
+        self.wait_for_health(2 * MINUTE).await?;
+        wait::until("the database on every node", MINUTE, EVERY, async || {
             for node in self.nodes() {
                 postgres::connect(node.postgres_port, DATABASE, Duration::from_secs(5)).await?;
             }
             Ok(())
         })
-        .await?;
-        if let Some(haproxy) = &self.haproxy {
-            // Last: its first check of each server then finds the role that lasts, and need not be repeated.
-            haproxy.configure(&nodes)?;
-            haproxy.start().await?;
-            self.wait_for_haproxy(minute).await?;
-        }
-        Ok(())
+        .await
     }
 
     async fn create_database(&self) -> Result<()> {
@@ -373,6 +390,12 @@ impl Cluster {
 
 fn with_logs(error: anyhow::Error, dir: &RunDir) -> anyhow::Error {
     anyhow!("{error:#}\n{}", logs::tails_in(&dir.logs()))
+}
+
+fn with_ports(nodes: &[Arc<Node>]) -> String {
+    let named: Vec<_> =
+        nodes.iter().map(|node| format!("{} on {}", node.name, node.postgres_port)).collect();
+    named.join(", ")
 }
 
 fn node_name(index: usize) -> String {

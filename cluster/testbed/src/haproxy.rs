@@ -18,9 +18,49 @@ use crate::rundir::{RunDir, write_private};
 use crate::wait;
 
 /// The section for writes.
-pub(crate) const WRITES: &str = "postgres_master";
+pub const WRITES: &str = "postgres_master";
 /// The section for reads.
-pub(crate) const READS: &str = "postgres_replicas";
+pub const READS: &str = "postgres_replicas";
+
+/// What HAProxy says of one server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// The section it stands in: [`WRITES`] or [`READS`].
+    pub section: String,
+    /// The node.
+    pub node: String,
+    /// Its state: "UP", "DOWN", with "1/3" for checks that are not yet enough to change it.
+    pub status: String,
+}
+
+impl Server {
+    /// Whether connections are sent to it.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.status.starts_with("UP")
+    }
+}
+
+/// Asks the page of statistics on a port for every server.
+///
+/// # Errors
+/// When it does not answer.
+pub async fn servers(stats_port: u16) -> Result<Vec<Server>> {
+    let stats = Http::plain(stats_port);
+    let table = stats.get("/stats;csv", Duration::from_secs(2)).await?.body;
+    let mut rows = table.lines().map(|line| line.split(',').collect::<Vec<_>>());
+    let header = rows.next().context("no statistics")?;
+    let status = header.iter().position(|column| *column == "status");
+    let status = status.context("no column `status` in the statistics")?;
+    Ok(rows
+        .filter(|row| row.len() > status && !["FRONTEND", "BACKEND"].contains(&row[1]))
+        .map(|row| Server {
+            section: row[0].to_owned(),
+            node: row[1].to_owned(),
+            status: row[status].to_owned(),
+        })
+        .collect())
+}
 
 #[derive(Debug)]
 pub(crate) struct HaProxy {
@@ -81,17 +121,8 @@ impl HaProxy {
 
     /// Which servers it takes to be up, by the section they stand in.
     pub(crate) async fn servers_up(&self) -> Result<Vec<(String, String)>> {
-        let stats = Http::plain(self.ports[2]);
-        let table = stats.get("/stats;csv", Duration::from_secs(2)).await?.body;
-        let mut rows = table.lines().map(|line| line.split(',').collect::<Vec<_>>());
-        let header = rows.next().context("no statistics")?;
-        let status = header.iter().position(|column| *column == "status");
-        let status = status.context("no column `status` in the statistics")?;
-        let up = rows.filter(|row| row.len() > status && row[status].starts_with("UP"));
-        Ok(up
-            .filter(|row| !["FRONTEND", "BACKEND"].contains(&row[1]))
-            .map(|row| (row[0].to_owned(), row[1].to_owned()))
-            .collect())
+        let servers = servers(self.ports[2]).await?;
+        Ok(servers.into_iter().filter(Server::is_up).map(|s| (s.section, s.node)).collect())
     }
 
     pub(crate) async fn stop(&self) -> Result<()> {

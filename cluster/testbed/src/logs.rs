@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 const LINES: usize = 25;
 
 /// The last lines of one log, under a heading.
-pub(crate) fn tail_of(log: &Path) -> String {
+#[must_use]
+pub fn tail_of(log: &Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
@@ -19,7 +20,8 @@ pub(crate) fn tail_of(log: &Path) -> String {
 }
 
 /// The last lines of every log in a directory.
-pub(crate) fn tails_in(dir: &Path) -> String {
+#[must_use]
+pub fn tails_in(dir: &Path) -> String {
     let mut logs: Vec<PathBuf> =
         std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     logs.sort();

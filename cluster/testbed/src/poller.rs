@@ -51,7 +51,9 @@ pub struct WritablePoller {
 }
 
 impl WritablePoller {
-    pub(crate) fn start(nodes: Vec<(String, u16)>, interval: Duration) -> Self {
+    /// Begins to ask nodes, each with its port, every `interval`.
+    #[must_use]
+    pub fn start(nodes: Vec<(String, u16)>, interval: Duration) -> Self {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let stop = CancellationToken::new();
         let (record, stopped) = (seen.clone(), stop.clone());

@@ -40,7 +40,9 @@ pub struct EtcdClient {
 }
 
 impl EtcdClient {
-    pub(super) fn new(members: Vec<Http>) -> Self {
+    /// A client of members that want no password.
+    #[must_use]
+    pub fn new(members: Vec<Http>) -> Self {
         Self { members, good: AtomicUsize::new(0), credentials: None, token: Mutex::new(None) }
     }
 

@@ -40,6 +40,14 @@ impl Manager {
         }
     }
 
+    /// Installs it, where that is ours to do and not done yet.
+    ///
+    /// # Errors
+    /// When it is not there and cannot be installed.
+    pub async fn install(&self) -> Result<()> {
+        self.prepare().await.map(|_| ())
+    }
+
     /// Makes sure that it can be started, installing it where that is ours to do; the command line to start it with.
     pub(crate) async fn prepare(&self) -> Result<CommandLine> {
         match self {
