@@ -28,8 +28,24 @@ macro_rules! scenarios {
     };
 }
 
+/// What the pools saw goes to a file, which a failure is read beside.
+fn log_to_file() -> std::io::Result<()> {
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster.log");
+    let file = std::fs::File::create(&path)?;
+    eprintln!("what the pools saw: {}", path.display());
+    tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(std::sync::Mutex::new(file))
+        .with_env_filter("leaderpool=debug")
+        .init();
+    Ok(())
+}
+
 fn main() {
     let mut arguments = Arguments::from_args();
+    if let Err(error) = log_to_file() {
+        eprintln!("no log of the pools: {error}");
+    }
     // One thread per cluster: more would only wait for each other.
     arguments.test_threads.get_or_insert(Manager::ALL.len());
     let scenarios = scenarios![

@@ -46,6 +46,9 @@ impl NodeConfig<'_> {
                 "pg_hba": self.pg_hba(),
             },
             "postgresql": {
+                // In `bootstrap` alone they would come after initdb's own lines, which trust everybody
+                // on this machine.
+                "pg_hba": self.pg_hba(),
                 "listen": postgres,
                 "connect_address": postgres,
                 "data_dir": self.dir.join("data"),
@@ -146,7 +149,8 @@ impl NodeConfig<'_> {
     }
 
     fn pg_hba(&self) -> Vec<String> {
-        let mut lines = self.cluster.pg_hba_first.clone();
+        let mut lines = vec!["local all all trust".to_owned()];
+        lines.extend(self.cluster.pg_hba_first.iter().cloned());
         lines.push(format!("host replication {} 127.0.0.1/32 md5", REPLICATOR.0));
         lines.push("host all all 127.0.0.1/32 md5".to_owned());
         lines
