@@ -123,25 +123,26 @@ impl Topology {
     /// recovery on the newest timeline. Two of them on one timeline are one too many, and neither
     /// is believed.
     fn claim_from_probes(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let admitted = self.view.leader.admitted().is_some();
         let all_asked =
             self.asked.values().all(|asked| asked.answered_in > 0 || asked.failures > 0);
         let primaries = self.view.members.values().filter_map(|member| {
             let report = member.report()?;
             (!report.in_recovery).then_some((report, &member.name))
         });
-        let newest = primaries.clone().map(|(report, _)| report.timeline).max();
         // Timelines of two clusters cannot be compared.
         let cluster = primaries.clone().next().map(|(report, _)| report.system_id);
-        let comparable =
-            all_asked && primaries.clone().all(|(report, _)| Some(report.system_id) == cluster);
+        let comparable = (all_asked || admitted)
+            && primaries.clone().all(|(report, _)| Some(report.system_id) == cluster);
+        let newest = primaries.clone().map(|(report, _)| report.timeline).max();
         let mut named = primaries.filter(|(report, _)| Some(report.timeline) == newest);
         let only = match (named.next(), named.next()) {
             (Some((report, name)), None) if comparable => Some((report.sent_at, name.clone())),
             _ => None,
         };
-        match only {
-            Some((_, name)) if self.claim.as_ref().is_some_and(|claim| claim.member == name) => {}
-            Some((sent_at, name)) => {
+        match (only, admitted) {
+            (Some((_, name)), _) if self.claim.as_ref().is_some_and(|c| c.member == name) => {}
+            (Some((sent_at, name)), _) => {
                 self.claim_by(name, 0, now, actions);
                 // The probe is the claim here: there is no key that it would have to follow.
                 if let Some(claim) = &mut self.claim {
@@ -149,9 +150,9 @@ impl Topology {
                     claim.proof_event = 0;
                 }
             }
-            None if self.view.leader.admitted().is_none() => self.claim = None,
+            (None, false) => self.claim = None,
             // The admitted one stays claimed until a probe of it fails.
-            None => {}
+            (None, true) => {}
         }
     }
 
@@ -229,11 +230,7 @@ impl Topology {
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
-        self.loss.get_or_insert_with(|| Loss {
-            from: name.to_owned(),
-            reason: reason.clone(),
-            at: now,
-        });
+        self.loss = Some(Loss { from: name.to_owned(), reason: reason.clone(), at: now });
         self.view.leader = LeaderState::Unknown { since: now };
         actions.push(Action::Withdraw { member: name.to_owned(), reason: reason.clone() });
         if reason.is_demotion() {

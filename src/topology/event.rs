@@ -221,7 +221,8 @@ pub enum Action {
     SetCadence(String, Cadence),
     /// Probe this member at once.
     ProbeNow(String),
-    /// Hand out write connections to this member.
+    /// Hand out write connections to this member. Follows another one of the same member directly where
+    /// its timeline has grown.
     Admit {
         /// The member.
         member: String,

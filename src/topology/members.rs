@@ -93,9 +93,7 @@ impl Topology {
             return;
         }
         if self.view.leader.admitted() == Some(name)
-            && !report.in_recovery
             && let Some(written) = report.written
-            && self.view.epoch.is_some_and(|epoch| epoch.timeline == report.timeline)
         {
             self.trail.mark(report.sent_at, written);
         }
@@ -153,6 +151,9 @@ impl Topology {
             // round trip. Until then a write would meet a server that is going away.
             asked.doubted_at = Some(now);
         }
-        actions.push(Action::ProbeNow(name.to_owned()));
+        // Of one that is down already this is no news, and each failed attempt to reach it says so.
+        if self.view.members.get(name).is_some_and(|member| member.report().is_some()) {
+            actions.push(Action::ProbeNow(name.to_owned()));
+        }
     }
 }

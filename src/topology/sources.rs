@@ -270,18 +270,19 @@ impl Topology {
     }
 
     /// The main source answered that nothing has changed since its last snapshot: what a fallback said
-    /// meanwhile, and nobody proved, gives way to it.
+    /// meanwhile gives way to that, unless it led to another leader, and that one proved itself.
     pub(super) fn believe_main_again(
         &mut self,
         source: SourceKind,
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
-        if source == self.config.main_source
-            && self.view.source != source
-            && self.view.leader.admitted().is_none()
-            && let Some(snapshot) = self.last_word.clone()
-        {
+        if source != self.config.main_source || self.view.source == source {
+            return;
+        }
+        let Some(snapshot) = self.last_word.clone() else { return };
+        let named = snapshot.leader.as_ref().map(|leader| leader.name.as_str());
+        if self.view.leader.admitted().is_none_or(|name| named == Some(name)) {
             self.take_snapshot(source, &snapshot, now, actions);
         }
     }
