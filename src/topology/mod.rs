@@ -8,16 +8,26 @@
 //!   taken before the promotion; the server alone is what an old primary says too.
 //! - **The epoch only grows.** A claim that would take it back is refused and named.
 //! - **Losing one key withdraws the admission** at once. Work in flight is cut only where the node is
-//!   known to be demoted or foreign, not where proof is merely missing.
+//!   known to be demoted or foreign, not where proof is merely missing; but it is cut before another
+//!   member is admitted, and before the node goes.
 //! - **A lost source is not a lost leader.** While etcd is away the last claim stands, as long as the
-//!   member itself confirms it, and the members' REST is asked.
+//!   member itself confirms it, and the members' REST is asked. Its answers may be older than what is
+//!   known: they move the claim off a leader that confirms itself only to a newer timeline.
+//! - **Answers are ordered by when they were asked for**, and equal moments by the order of events.
+//! - **Without keys** (a host list) the servers are compared: nobody is admitted before each was asked.
 
 mod admission;
 mod epoch;
 mod event;
 mod machine;
 mod members;
+#[cfg(test)]
+mod oracle;
+#[cfg(test)]
+mod properties;
 mod refusal;
+#[cfg(test)]
+mod scenarios;
 mod sources;
 mod trail;
 mod view;
