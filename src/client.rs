@@ -9,7 +9,7 @@ use deadpool_postgres::ClientWrapper;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use crate::node::{ConnObject, Node};
+use crate::node::{AFTERMATH, ConnObject, Node};
 use crate::pool::Shared;
 use crate::topology::Epoch;
 
@@ -39,6 +39,7 @@ pub struct Client {
     node: Arc<Node>,
     shared: Arc<Shared>,
     role: Role,
+    leads: bool,
     epoch: Option<Epoch>,
 }
 
@@ -58,17 +59,25 @@ impl Client {
         node: Arc<Node>,
         shared: Arc<Shared>,
         role: Role,
+        leads: bool,
         epoch: Option<Epoch>,
     ) -> Self {
         node.load.begin();
         shared.lent.begin();
-        Self { object: Some(object), node, shared, role, epoch }
+        Self { object: Some(object), node, shared, role, leads, epoch }
     }
 
     /// The member that serves this connection.
     #[must_use]
     pub fn node(&self) -> &str {
         &self.node.name
+    }
+
+    /// Whether that member was the admitted leader when the connection was handed out: reads go there too
+    /// where the policy says so.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.leads
     }
 
     /// What it was asked for.
@@ -141,14 +150,15 @@ impl Drop for Client {
 
 /// Brings an abandoned connection to rest, or gives it up.
 async fn settle(object: ConnObject, node: &Node, shared: &Shared) {
-    // In a transaction and not in the middle of a statement: a rollback makes it as good as new. The
-    // driver may have sent one already, when its transaction was dropped; the second does no harm.
-    let idle_in_transaction = object.wire().pending() <= 1 && object.wire().in_transaction();
-    if idle_in_transaction
-        && let Ok(Ok(())) = timeout(ROLLBACK_LIMIT, object.batch_execute("ROLLBACK")).await
-        && object.wire().is_at_rest()
-    {
-        return;
+    let wire = object.wire();
+    if timeout(AFTERMATH, wire.all_answered()).await.is_ok() {
+        // A transaction that was begun by hand; the driver rolls its own ones back.
+        if wire.in_transaction() {
+            let _ = timeout(ROLLBACK_LIMIT, object.batch_execute("ROLLBACK")).await;
+        }
+        if wire.is_at_rest() {
+            return;
+        }
     }
     let token = object.cancel_token();
     if let Err(error) = shared.dialer.cancel(&node.address, token).await {

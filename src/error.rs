@@ -28,14 +28,14 @@ pub enum ConnectError {
 #[non_exhaustive]
 pub enum CheckoutError {
     /// No leader was admitted before the deadline.
-    #[error("no leader to write to for {waited:?}: {state}{}", first(.first_error))]
+    #[error("no leader for {waited:?}: {state}{}", first(.first_error))]
     NoLeader {
         /// How long the call waited.
         waited: Duration,
         /// What is known of the leader.
         state: String,
         /// The first failure on the way, where there was one.
-        first_error: Option<DialError>,
+        first_error: Option<Box<DialError>>,
     },
     /// No replica satisfies the policy.
     #[error("no replica for this read after {waited:?}: {}", list(.reasons))]
@@ -58,7 +58,7 @@ pub enum CheckoutError {
         /// Connections to each member at most.
         max_size: usize,
         /// The first failure on the way, where there was one.
-        first_error: Option<DialError>,
+        first_error: Option<Box<DialError>>,
     },
     /// As many callers are waiting as may.
     #[error("{limit} callers are waiting already (pool.max_waiting)")]
@@ -73,7 +73,7 @@ pub enum CheckoutError {
         node: String,
         /// Why.
         #[source]
-        source: DialError,
+        source: Box<DialError>,
     },
     /// The pool was closed.
     #[error("the pool is closed")]
@@ -90,7 +90,7 @@ pub struct CloseError {
     pub waited: Duration,
 }
 
-fn first(error: &Option<DialError>) -> String {
+fn first(error: &Option<Box<DialError>>) -> String {
     error.as_ref().map(|error| format!(" (first failure: {error})")).unwrap_or_default()
 }
 

@@ -54,3 +54,8 @@ pub use topology::{Epoch, TopologyEvent};
 // The drivers' types are part of this API: their versions are the ones to use beside it.
 pub use deadpool_postgres;
 pub use tokio_postgres;
+
+/// The README's code is compiled as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

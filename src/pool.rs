@@ -211,6 +211,19 @@ impl LeaderPool {
         self.read_by(&policy, deadline).await
     }
 
+    /// As [`read_with`](Self::read_with), within `limit` instead of `pool.read_timeout`. For reads that may go
+    /// to the leader it should be as long as a failover takes.
+    ///
+    /// # Errors
+    /// [`CheckoutError`]; nothing was sent to any server.
+    pub async fn read_within(
+        &self,
+        policy: ReadPolicy,
+        limit: Duration,
+    ) -> Result<Client, CheckoutError> {
+        self.read_by(&policy, Instant::now() + limit).await
+    }
+
     /// How the pool and its cluster are now.
     #[must_use]
     pub fn report(&self) -> Report {
@@ -234,6 +247,7 @@ impl LeaderPool {
         let started = Instant::now();
         let limit = shared.config.pool.close_timeout;
         shared.closed.store(true, Ordering::Release);
+        shared.nodes.load().values().for_each(|node| node.close());
         shared.changed.send_modify(|version| *version += 1);
         let drained = timeout(limit, shared.lent.none_out()).await.is_ok();
         shared.cancel.cancel();
@@ -251,7 +265,9 @@ impl LeaderPool {
         Err(CloseError { still_out: shared.lent.now(), waited: started.elapsed() })
     }
 
-    fn write_timeout(&self) -> Duration {
+    /// How long [`write`](Self::write) waits now: `pool.write_timeout`, or the cluster's own `ttl` plus 15 s.
+    #[must_use]
+    pub fn write_timeout(&self) -> Duration {
         let configured = self.shared.config.pool.write_timeout;
         configured.unwrap_or_else(|| self.shared.view.load().lease + FAILOVER_SLACK)
     }
@@ -276,7 +292,7 @@ struct Attempt<'a> {
     shared: &'a Arc<Shared>,
     started: Instant,
     deadline: Instant,
-    first_error: Option<DialError>,
+    first_error: Option<Box<DialError>>,
 }
 
 impl Drop for Attempt<'_> {
@@ -321,7 +337,7 @@ impl<'a> Attempt<'a> {
                     if self.shared.reign.load(Ordering::Acquire) == target.reign {
                         let node = Arc::clone(&target.node);
                         let shared = Arc::clone(self.shared);
-                        return Ok(Client::new(object, node, shared, role, Some(target.epoch)));
+                        return Ok(Client::new(object, node, shared, role, true, Some(target.epoch)));
                     }
                 }
                 Err(failure) => self.failed(&target.node, failure).await?,
@@ -387,7 +403,7 @@ impl<'a> Attempt<'a> {
             match node.checkout(self.deadline).await {
                 Ok(object) => {
                     let (node, shared) = (Arc::clone(node), Arc::clone(self.shared));
-                    return Ok(Client::new(object, node, shared, Role::Read, view.epoch));
+                    return Ok(Client::new(object, node, shared, Role::Read, false, view.epoch));
                 }
                 Err(failure) => {
                     avoid.push(node.name.clone());
@@ -416,11 +432,14 @@ impl<'a> Attempt<'a> {
     fn note(&mut self, failure: CheckoutFailure, node: &Node) -> Result<(), CheckoutError> {
         match failure {
             CheckoutFailure::Dial(error) if error.is_transient() => {
-                self.first_error.get_or_insert(error);
+                self.first_error.get_or_insert(Box::new(error));
                 Ok(())
             }
             CheckoutFailure::Dial(source) => {
-                Err(CheckoutError::Refused { node: node.name.clone(), source })
+                Err(CheckoutError::Refused {
+                    node: node.name.clone(),
+                    source: Box::new(source),
+                })
             }
             CheckoutFailure::TimedOut => Err(self.exhausted(node)),
             CheckoutFailure::Closed => Ok(()),
@@ -524,7 +543,12 @@ fn describe_unreachable(view: &ClusterView, config: &Config) -> String {
             MemberHealth::Unknown => "no answer yet".to_owned(),
             MemberHealth::Up(_) => continue,
         };
-        reasons.push(format!("member {} at {}: {why}", member.name, member.address));
+        let address = member.address.to_string();
+        reasons.push(if why.contains(&address) {
+            format!("member {}: {why}", member.name)
+        } else {
+            format!("member {} at {address}: {why}", member.name)
+        });
     }
     if view.members.is_empty() && view.degraded.is_none() && view.contact_at.is_some() {
         reasons.push(format!(

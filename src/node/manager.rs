@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool::managed::{Manager, Metrics, Object, RecycleError, RecycleResult};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -14,6 +14,10 @@ use super::member::Fence;
 use super::wire::WireState;
 use crate::patroni::{ServerAddress, SystemId};
 use crate::topology::Suspicion;
+
+/// What a finished caller may leave behind on the wire (the Close of a dropped statement, the ROLLBACK of a
+/// dropped transaction) is answered within this, or something else is going on.
+pub(crate) const AFTERMATH: Duration = Duration::from_millis(20);
 
 /// A connection on loan from a member's pool.
 pub(crate) type ConnObject = Object<ConnManager>;
@@ -85,6 +89,9 @@ impl Manager for ConnManager {
     async fn recycle(&self, conn: &mut Conn, metrics: &Metrics) -> RecycleResult<DialError> {
         if conn.is_dead() {
             return Err(RecycleError::message("the connection is closed"));
+        }
+        if !conn.wire().is_at_rest() {
+            let _ = timeout(AFTERMATH, conn.wire().all_answered()).await;
         }
         if !conn.wire().is_at_rest() {
             return Err(RecycleError::message("the connection is not at rest"));

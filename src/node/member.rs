@@ -179,6 +179,11 @@ impl Node {
         });
     }
 
+    /// Lends nothing more, and sends those away who wait for a connection.
+    pub(crate) fn close(&self) {
+        self.pool.close();
+    }
+
     /// Stops its probe and lends nothing more; what is out is closed on return.
     pub(crate) fn remove(&self) {
         self.pool.close();

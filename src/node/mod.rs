@@ -16,6 +16,6 @@ pub use conn::Conn;
 pub use dial::DialError;
 
 pub(crate) use dial::Dialer;
-pub(crate) use manager::ConnObject;
+pub(crate) use manager::{AFTERMATH, ConnObject};
 pub(crate) use member::{CheckoutFailure, Node, NodeContext};
 pub(crate) use probe::Demand;

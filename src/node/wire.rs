@@ -12,6 +12,7 @@ use std::sync::{Mutex, OnceLock};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio_postgres::tls::{ChannelBinding, TlsStream};
 
 use super::dial::Socket;
@@ -34,6 +35,7 @@ pub(crate) struct WireState {
     /// Why the connection ended.
     cause: Mutex<Option<String>>,
     suspect: OnceLock<Box<dyn Fn(Suspicion) + Send + Sync>>,
+    answered: Notify,
 }
 
 impl std::fmt::Debug for WireState {
@@ -55,6 +57,7 @@ impl WireState {
             last_was_sync: AtomicBool::new(false),
             cause: Mutex::new(None),
             suspect: OnceLock::new(),
+            answered: Notify::new(),
         }
     }
 
@@ -71,6 +74,18 @@ impl WireState {
     /// Whether the session is outside any transaction, with nothing in flight.
     pub(crate) fn is_at_rest(&self) -> bool {
         self.pending() == 0 && self.status.load(Ordering::Acquire) == b'I'
+    }
+
+    /// Waits until nothing is in flight. Dropped statements and transactions leave a Close or a ROLLBACK
+    /// behind, which are answered in no time.
+    pub(crate) async fn all_answered(&self) {
+        loop {
+            let answered = self.answered.notified();
+            if self.pending() == 0 {
+                return;
+            }
+            answered.await;
+        }
     }
 
     /// Whether a transaction is open, failed or not.
@@ -116,6 +131,7 @@ impl WireState {
                     (pending > 0).then(|| pending - 1)
                 });
                 self.status.store(body.first().copied().unwrap_or(0), Ordering::Release);
+                self.answered.notify_waiters();
             }
             // While copying in, the server passes over the Sync that was sent with the request.
             b'G' if self.last_was_sync.load(Ordering::Relaxed) => {

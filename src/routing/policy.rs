@@ -212,7 +212,10 @@ pub(crate) fn choose_read<'a>(
         narrow(&mut eligible, |member| {
             member.tags.other.get(name).is_some_and(|tag| match tag.as_str() {
                 Some(text) => text == value,
-                None => tag.to_string() == *value,
+                None => {
+                    let text = tag.to_string();
+                    text == *value
+                }
             })
         });
     }

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::epoch::Epoch;
 use super::event::{Action, SourceKind, TopologyEvent, WithdrawReason};
-use super::machine::{Claim, FAILOVERS_KEPT, Loss, Topology};
+use super::machine::{Claim, FAILOVERS_KEPT, Loss, NOTICEABLE, Topology};
 use super::refusal::Refusal;
 use super::view::{FailoverRecord, LeaderState, MemberHealth};
 use crate::patroni::Timeline;
@@ -193,9 +193,10 @@ impl Topology {
         self.told_refusal = None;
         self.unfenced = None;
         self.reconsider(now, actions);
-        // Who is admitted again in the same reign was interrupted, not replaced.
+        // Who is admitted again in the same reign was interrupted, not replaced; that is told where
+        // somebody will have noticed.
         if let Some(loss) = self.loss.take()
-            && !same_reign
+            && (!same_reign || now.saturating_duration_since(loss.at) >= NOTICEABLE)
         {
             if self.view.failovers.len() == FAILOVERS_KEPT {
                 self.view.failovers.remove(0);

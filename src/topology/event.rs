@@ -203,7 +203,9 @@ impl fmt::Display for WithdrawReason {
             WithdrawReason::KeyMoved { to } => write!(f, "the leader key names {to}"),
             WithdrawReason::InRecovery => f.write_str("it is in recovery"),
             WithdrawReason::Unreachable { error } => write!(f, "it does not answer: {error}"),
-            WithdrawReason::ShuttingDown => f.write_str("it is shutting down"),
+            WithdrawReason::ShuttingDown => {
+                f.write_str("it ended a session as if it were going away")
+            }
             WithdrawReason::Refused(refusal) => refusal.fmt(f),
             WithdrawReason::Removed => f.write_str("it left the cluster or moved"),
         }

@@ -15,6 +15,9 @@ use crate::patroni::{ClusterSnapshot, DynamicConfig, MemberRole};
 /// Changes of leader kept for the report.
 pub(super) const FAILOVERS_KEPT: usize = 16;
 
+/// An interruption of a reign that lasts this long is reported like a change of leader.
+pub(super) const NOTICEABLE: Duration = Duration::from_millis(100);
+
 /// Bounds of the state machine.
 #[derive(Debug, Clone, Copy)]
 pub struct TopologyConfig {

@@ -146,7 +146,8 @@ impl MemberView {
     }
 }
 
-/// One change of leader, from the moment the old one was lost.
+/// One change of leader, from the moment the old one was lost; or an interruption of a reign that was long
+/// enough to notice, and then `to` is `from`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FailoverRecord {
     /// Who led before.
