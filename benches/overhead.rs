@@ -171,12 +171,12 @@ async fn checkout(direct: &Pool, ours: &LeaderPool) -> anyhow::Result<()> {
     for _ in 0..31 {
         let started = Instant::now();
         for _ in 0..TIMES {
-            black_box(direct.get().await?);
+            drop(black_box(direct.get().await?));
         }
         bare.push(started.elapsed().as_secs_f64() / f64::from(TIMES) * 1e9);
         let started = Instant::now();
         for _ in 0..TIMES {
-            black_box(ours.write().await?);
+            drop(black_box(ours.write().await?));
         }
         mine.push(started.elapsed().as_secs_f64() / f64::from(TIMES) * 1e9);
     }

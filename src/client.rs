@@ -10,7 +10,6 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::node::{AFTERMATH, ConnObject, Node};
-use crate::pool::Shared;
 use crate::topology::Epoch;
 
 /// How long the rollback of an abandoned transaction may take before the connection is given up.
@@ -37,7 +36,6 @@ pub enum Role {
 pub struct Client {
     object: Option<ConnObject>,
     node: Arc<Node>,
-    shared: Arc<Shared>,
     role: Role,
     leads: bool,
     epoch: Option<Epoch>,
@@ -57,14 +55,13 @@ impl Client {
     pub(crate) fn new(
         object: ConnObject,
         node: Arc<Node>,
-        shared: Arc<Shared>,
         role: Role,
         leads: bool,
         epoch: Option<Epoch>,
     ) -> Self {
         node.load.begin();
-        shared.lent.begin();
-        Self { object: Some(object), node, shared, role, leads, epoch }
+        node.lent.begin();
+        Self { object: Some(object), node, role, leads, epoch }
     }
 
     /// The member that serves this connection.
@@ -129,27 +126,23 @@ impl Drop for Client {
         if object.is_dead() {
             // Its successor is dialled when it is needed.
             drop(Object::take(object));
-            self.shared.lent.end();
+            self.node.lent.end();
         } else if object.wire().is_at_rest() {
             drop(object);
-            self.shared.lent.end();
+            self.node.lent.end();
         } else {
-            let (node, shared) = (Arc::clone(&self.node), Arc::clone(&self.shared));
-            let tasks = self.shared.tasks.clone();
-            // On the pool's own runtime: a client may be dropped outside of any.
-            tasks.spawn_on(
-                async move {
-                    settle(object, &node, &shared).await;
-                    shared.lent.end();
-                },
-                &self.shared.runtime,
-            );
+            let node = Arc::clone(&self.node);
+            let settled = async move {
+                settle(object, &node).await;
+                node.lent.end();
+            };
+            self.node.tasks.spawn_on(settled, &self.node.runtime);
         }
     }
 }
 
 /// Brings an abandoned connection to rest, or gives it up.
-async fn settle(object: ConnObject, node: &Node, shared: &Shared) {
+async fn settle(object: ConnObject, node: &Node) {
     let wire = object.wire();
     if timeout(AFTERMATH, wire.all_answered()).await.is_ok() {
         // A transaction that was begun by hand; the driver rolls its own ones back.
@@ -161,7 +154,7 @@ async fn settle(object: ConnObject, node: &Node, shared: &Shared) {
         }
     }
     let token = object.cancel_token();
-    if let Err(error) = shared.dialer.cancel(&node.address, token).await {
+    if let Err(error) = node.cancel(token).await {
         tracing::debug!(node = node.name, %error, "an abandoned statement could not be cancelled");
     }
     // A cancel request is racy, so the connection is not used again.

@@ -33,10 +33,13 @@ mod client;
 pub mod config;
 pub mod discovery;
 mod error;
+#[cfg_attr(not(test), expect(dead_code, reason = "the pool does not hold writers by it yet"))]
+mod hold;
 pub mod node;
 pub mod patroni;
 mod pool;
 pub mod report;
+pub mod retry;
 pub mod routing;
 mod supervisor;
 mod tls;

@@ -73,7 +73,7 @@ pub(crate) struct Shared {
     pub(crate) events: broadcast::Sender<TopologyEvent>,
     pub(crate) demand: Arc<Demand>,
     pub(crate) waiting: AtomicUsize,
-    pub(crate) lent: Lent,
+    pub(crate) lent: Arc<Lent>,
     pub(crate) closed: AtomicBool,
 }
 
@@ -81,25 +81,28 @@ pub(crate) struct Shared {
 #[derive(Default)]
 pub(crate) struct Lent {
     count: AtomicUsize,
+    awaited: AtomicBool,
     changed: Notify,
 }
 
 impl Lent {
     pub(crate) fn begin(&self) {
-        self.count.fetch_add(1, Ordering::AcqRel);
+        self.count.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(crate) fn end(&self) {
-        if self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+        // Telling nobody would take a lock; so it is asked first whether anybody waits.
+        if self.count.fetch_sub(1, Ordering::SeqCst) == 1 && self.awaited.load(Ordering::SeqCst) {
             self.changed.notify_waiters();
         }
     }
 
     pub(crate) fn now(&self) -> usize {
-        self.count.load(Ordering::Acquire)
+        self.count.load(Ordering::SeqCst)
     }
 
     async fn none_out(&self) {
+        self.awaited.store(true, Ordering::SeqCst);
         loop {
             let changed = self.changed.notified();
             if self.now() == 0 {
@@ -170,7 +173,7 @@ impl LeaderPool {
             events,
             demand: Arc::new(Demand::new(now)),
             waiting: AtomicUsize::new(0),
-            lent: Lent::default(),
+            lent: Arc::default(),
             closed: AtomicBool::new(false),
             config,
         });
@@ -183,7 +186,8 @@ impl LeaderPool {
     /// # Errors
     /// [`CheckoutError`]; nothing was sent to any server.
     pub async fn write(&self) -> Result<Client, CheckoutError> {
-        self.write_by(Instant::now() + self.write_timeout()).await
+        let now = Instant::now();
+        self.write_by(now, now + self.write_timeout()).await
     }
 
     /// As [`write`](Self::write), within `limit` instead.
@@ -191,7 +195,8 @@ impl LeaderPool {
     /// # Errors
     /// [`CheckoutError`]; nothing was sent to any server.
     pub async fn write_within(&self, limit: Duration) -> Result<Client, CheckoutError> {
-        self.write_by(Instant::now() + limit).await
+        let now = Instant::now();
+        self.write_by(now, now + limit).await
     }
 
     /// A connection for reading, where the `[read]` section says, within `pool.read_timeout`.
@@ -207,8 +212,7 @@ impl LeaderPool {
     /// # Errors
     /// [`CheckoutError`]; nothing was sent to any server.
     pub async fn read_with(&self, policy: ReadPolicy) -> Result<Client, CheckoutError> {
-        let deadline = Instant::now() + self.shared.config.pool.read_timeout;
-        self.read_by(&policy, deadline).await
+        self.read_within(policy, self.shared.config.pool.read_timeout).await
     }
 
     /// As [`read_with`](Self::read_with), within `limit` instead of `pool.read_timeout`. For reads that may go
@@ -221,7 +225,8 @@ impl LeaderPool {
         policy: ReadPolicy,
         limit: Duration,
     ) -> Result<Client, CheckoutError> {
-        self.read_by(&policy, Instant::now() + limit).await
+        let now = Instant::now();
+        self.read_by(&policy, now, now + limit).await
     }
 
     /// How the pool and its cluster are now.
@@ -272,24 +277,25 @@ impl LeaderPool {
         configured.unwrap_or_else(|| self.shared.view.load().lease + FAILOVER_SLACK)
     }
 
-    async fn write_by(&self, deadline: Instant) -> Result<Client, CheckoutError> {
-        let attempt = Attempt::begin(&self.shared, deadline)?;
+    async fn write_by(&self, now: Instant, deadline: Instant) -> Result<Client, CheckoutError> {
+        let attempt = Attempt::begin(&self.shared, now, deadline)?;
         attempt.leader(Role::Write).await
     }
 
     async fn read_by(
         &self,
         policy: &ReadPolicy,
+        now: Instant,
         deadline: Instant,
     ) -> Result<Client, CheckoutError> {
-        let attempt = Attempt::begin(&self.shared, deadline)?;
+        let attempt = Attempt::begin(&self.shared, now, deadline)?;
         attempt.read(policy).await
     }
 }
 
 /// One call that wants a connection, counted while it lasts.
 struct Attempt<'a> {
-    shared: &'a Arc<Shared>,
+    shared: &'a Shared,
     started: Instant,
     deadline: Instant,
     first_error: Option<Box<DialError>>,
@@ -302,10 +308,10 @@ impl Drop for Attempt<'_> {
 }
 
 impl<'a> Attempt<'a> {
-    fn begin(shared: &'a Arc<Shared>, deadline: Instant) -> Result<Self, CheckoutError> {
+    fn begin(shared: &'a Shared, now: Instant, deadline: Instant) -> Result<Self, CheckoutError> {
         let limit = shared.config.pool.max_waiting;
         let waiting = shared.waiting.fetch_add(1, Ordering::AcqRel);
-        let attempt = Self { shared, started: Instant::now(), deadline, first_error: None };
+        let attempt = Self { shared, started: now, deadline, first_error: None };
         if waiting >= limit {
             return Err(CheckoutError::TooManyWaiting { limit });
         }
@@ -336,8 +342,7 @@ impl<'a> Attempt<'a> {
                     // The reign may have ended while the connection was made ready.
                     if self.shared.reign.load(Ordering::Acquire) == target.reign {
                         let node = Arc::clone(&target.node);
-                        let shared = Arc::clone(self.shared);
-                        return Ok(Client::new(object, node, shared, role, true, Some(target.epoch)));
+                        return Ok(Client::new(object, node, role, true, Some(target.epoch)));
                     }
                 }
                 Err(failure) => self.failed(&target.node, failure).await?,
@@ -402,8 +407,8 @@ impl<'a> Attempt<'a> {
             let node = candidates[chosen];
             match node.checkout(self.deadline).await {
                 Ok(object) => {
-                    let (node, shared) = (Arc::clone(node), Arc::clone(self.shared));
-                    return Ok(Client::new(object, node, shared, Role::Read, false, view.epoch));
+                    let node = Arc::clone(node);
+                    return Ok(Client::new(object, node, Role::Read, false, view.epoch));
                 }
                 Err(failure) => {
                     avoid.push(node.name.clone());
@@ -436,10 +441,7 @@ impl<'a> Attempt<'a> {
                 Ok(())
             }
             CheckoutFailure::Dial(source) => {
-                Err(CheckoutError::Refused {
-                    node: node.name.clone(),
-                    source: Box::new(source),
-                })
+                Err(CheckoutError::Refused { node: node.name.clone(), source: Box::new(source) })
             }
             CheckoutFailure::TimedOut => Err(self.exhausted(node)),
             CheckoutFailure::Closed => Ok(()),

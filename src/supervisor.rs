@@ -22,7 +22,7 @@ use crate::topology::{
 
 /// Events that may wait to be taken in: a burst of every connection of a dead member fits.
 const QUEUE: usize = 1024;
-/// How often idle connections over age are dropped.
+/// How often connections that were idle for too long are dropped, at least.
 const SWEEP: Duration = Duration::from_secs(30);
 
 /// Everything that can fail, done before the pool exists.
@@ -65,6 +65,8 @@ impl Setup {
             probe: shared.config.probe.clone(),
             events: events.clone(),
             tasks: shared.tasks.clone(),
+            runtime: shared.runtime.clone(),
+            lent: Arc::clone(&shared.lent),
             expected_id: Arc::new(move || view.view.load().system_id),
             demand: Arc::clone(&shared.demand),
         };
@@ -116,7 +118,8 @@ struct Supervisor {
 
 impl Supervisor {
     async fn run(mut self, mut inbox: mpsc::Receiver<Event>) {
-        let mut sweep = interval(SWEEP);
+        let often = self.shared.config.pool.idle_timeout / 4;
+        let mut sweep = interval(often.clamp(Duration::from_millis(100), SWEEP));
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let cancel = self.shared.cancel.clone();
         loop {
@@ -127,10 +130,7 @@ impl Supervisor {
                     Some(event) => self.take(event),
                     None => break,
                 },
-                _ = sweep.tick() => {
-                    let now = Instant::now();
-                    self.shared.nodes.load().values().for_each(|node| node.sweep(now));
-                }
+                _ = sweep.tick() => self.shared.nodes.load().values().for_each(|node| node.sweep()),
             }
         }
         self.shared.target.store(None);

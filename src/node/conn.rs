@@ -1,17 +1,19 @@
 //! A pooled connection: the driver's client, and what is known about it.
 
 use std::ops::{Deref, DerefMut};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::ClientWrapper;
 use futures_util::future::poll_fn;
-use tokio::time::{Instant, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_postgres::{AsyncMessage, Connection};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::dial::Dialed;
+use super::member::FenceLine;
 use super::wire::{Wire, WireState};
 use crate::error::with_causes;
 use crate::topology::Suspicion;
@@ -26,9 +28,8 @@ pub struct Conn {
     wire: Arc<WireState>,
     /// The reign under which it was last verified as the primary's; 0 for never.
     pub(crate) verified_reign: u64,
-    pub(crate) expires_at: Instant,
     closing: CancellationToken,
-    cut: CancellationToken,
+    line: Arc<FenceLine>,
 }
 
 impl std::fmt::Debug for Conn {
@@ -41,26 +42,31 @@ impl std::fmt::Debug for Conn {
 }
 
 impl Conn {
-    /// Starts to drive `dialed` on `tasks`. Cancelling `cut` ends it at once, with work in flight failing.
+    /// Starts to drive `dialed` on `tasks`. When `line` falls it ends at once, with work in flight failing.
     pub(super) fn start(
         dialed: Dialed,
         wire: Arc<WireState>,
         tasks: &TaskTracker,
-        cut: CancellationToken,
+        line: Arc<FenceLine>,
         lifetime: Duration,
     ) -> Self {
         let closing = CancellationToken::new();
-        tasks.spawn(drive(dialed.connection, Arc::clone(&wire), cut.clone(), closing.clone()));
-        let now = Instant::now();
+        let driver = drive(
+            dialed.connection,
+            Arc::clone(&wire),
+            Arc::clone(&line),
+            closing.clone(),
+            lifetime,
+        );
+        tasks.spawn(driver);
         Self {
             // The wrapper aborts the task it is given when it is dropped, before the driver could say
             // goodbye to the server; so it gets one that has nothing to do.
             client: ClientWrapper::new(dialed.client, tokio::spawn(async {})),
             wire,
             verified_reign: 0,
-            expires_at: now + lifetime,
             closing,
-            cut,
+            line,
         }
     }
 
@@ -68,9 +74,9 @@ impl Conn {
         &self.wire
     }
 
-    /// Whether it was cut, or the server is gone.
+    /// Whether it was cut, is over age, or the server is gone.
     pub(crate) fn is_dead(&self) -> bool {
-        self.cut.is_cancelled() || self.client.is_closed()
+        self.line.has_fallen() || self.wire.has_expired() || self.client.is_closed()
     }
 
     /// Why the connection ended, where that is known: the driver's own errors do not tell.
@@ -104,9 +110,11 @@ impl Drop for Conn {
 async fn drive(
     mut connection: Connection<Wire, Wire>,
     wire: Arc<WireState>,
-    cut: CancellationToken,
+    line: Arc<FenceLine>,
     closing: CancellationToken,
+    lifetime: Duration,
 ) {
+    let mut aged = pin!(sleep(lifetime));
     let ended = async {
         loop {
             match poll_fn(|cx| connection.poll_message(cx)).await {
@@ -122,16 +130,20 @@ async fn drive(
             }
         }
     };
-    tokio::pin!(ended);
-    let closed_by_us = tokio::select! {
-        () = &mut ended => closing.is_cancelled(),
-        () = cut.cancelled() => {
-            wire.set_cause(|| "cut: the node is not this cluster's primary any more".into());
-            true
-        }
-        () = closing.cancelled() => {
-            let _ = timeout(GOODBYE, ended).await;
-            true
+    let mut ended = pin!(ended);
+    let closed_by_us = loop {
+        tokio::select! {
+            () = &mut ended => break closing.is_cancelled(),
+            () = line.token.cancelled() => {
+                wire.set_cause(|| "cut: the node is not this cluster's primary any more".into());
+                break true;
+            }
+            () = closing.cancelled() => {
+                let _ = timeout(GOODBYE, ended).await;
+                break true;
+            }
+            // Whoever has it may finish; it is only not lent out again.
+            () = &mut aged, if !wire.has_expired() => wire.expire(),
         }
     };
     if !closed_by_us {

@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool::managed::{Manager, Metrics, Object, RecycleError, RecycleResult};
-use tokio::time::{Instant, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::conn::Conn;
 use super::dial::{DialError, Dialer};
-use super::member::Fence;
+use super::member::{Fence, FenceLine};
 use super::wire::WireState;
 use crate::patroni::{ServerAddress, SystemId};
 use crate::topology::Suspicion;
@@ -36,17 +35,16 @@ pub(crate) struct ConnManager {
     pub(super) suspect: SuspectFn,
     pub(super) expected_id: ExpectedId,
     pub(super) max_lifetime: Duration,
-    pub(super) idle_timeout: Duration,
 }
 
 impl ConnManager {
     /// A connection outside the pool, for probes.
-    pub(super) async fn dial(&self, cut: CancellationToken) -> Result<Conn, DialError> {
+    pub(super) async fn dial(&self, line: Arc<FenceLine>) -> Result<Conn, DialError> {
         let wire = Arc::new(WireState::new());
         let dialed = self.dialer.dial(&self.address, &wire).await?;
         // 0 to 2.5 % less than the limit, so that connections made together do not end together.
         let shorter = self.max_lifetime.mul_f64(rand::random_range(0.0..0.025));
-        Ok(Conn::start(dialed, wire, &self.tasks, cut, self.max_lifetime - shorter))
+        Ok(Conn::start(dialed, wire, &self.tasks, line, self.max_lifetime - shorter))
     }
 
     async fn check_identity(&self, conn: &Conn) -> Result<(), DialError> {
@@ -70,8 +68,8 @@ impl Manager for ConnManager {
 
     async fn create(&self) -> Result<Conn, DialError> {
         // Taken before dialling: a fence that falls meanwhile cuts this one too.
-        let cut = self.fence.token();
-        let conn = match self.dial(cut).await {
+        let line = self.fence.line();
+        let conn = match self.dial(line).await {
             Ok(conn) => conn,
             Err(error) => {
                 (self.suspect)(Suspicion::ConnectionLost);
@@ -84,23 +82,18 @@ impl Manager for ConnManager {
         Ok(conn)
     }
 
-    // No round trip here: deadpool recycles one connection after the other, so that a few dead ones
-    // would add up. What must be asked is asked once per reign, at checkout.
-    async fn recycle(&self, conn: &mut Conn, metrics: &Metrics) -> RecycleResult<DialError> {
+    // No round trip and no clock here: deadpool recycles one connection after the other, so that a few
+    // dead ones would add up. What must be asked is asked once per reign, at checkout; age is told by
+    // the connection's own task, and idle ones are swept.
+    async fn recycle(&self, conn: &mut Conn, _: &Metrics) -> RecycleResult<DialError> {
         if conn.is_dead() {
-            return Err(RecycleError::message("the connection is closed"));
+            return Err(RecycleError::message("the connection is closed or over age"));
         }
         if !conn.wire().is_at_rest() {
             let _ = timeout(AFTERMATH, conn.wire().all_answered()).await;
         }
         if !conn.wire().is_at_rest() {
             return Err(RecycleError::message("the connection is not at rest"));
-        }
-        if Instant::now() >= conn.expires_at {
-            return Err(RecycleError::message("the connection is older than max_lifetime"));
-        }
-        if metrics.last_used() >= self.idle_timeout {
-            return Err(RecycleError::message("the connection was idle longer than idle_timeout"));
         }
         Ok(())
     }

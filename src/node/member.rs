@@ -7,8 +7,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use deadpool::Runtime;
 use deadpool::managed::{Pool, PoolError, Status, Timeouts};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
+use tokio_postgres::CancelToken;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,19 +20,37 @@ use super::manager::{ConnManager, ConnObject, ExpectedId};
 use super::probe;
 use crate::config::{PoolConfig, ProbeConfig};
 use crate::patroni::ServerAddress;
+use crate::pool::Lent;
 use crate::topology::{Cadence, Event, MemberSpec, Suspicion};
 
-/// Cuts all connections of a member at once; those made later are under the next token.
+/// Cuts all connections of a member at once; those made later stand behind the next line.
 #[derive(Debug, Default)]
-pub(crate) struct Fence(ArcSwap<CancellationToken>);
+pub(crate) struct Fence(ArcSwap<FenceLine>);
+
+/// The connections that one fall of the fence cuts.
+#[derive(Debug, Default)]
+pub(crate) struct FenceLine {
+    /// Wakes the drivers.
+    pub(super) token: CancellationToken,
+    /// The same for the checkout, where a lock would cost as much as all the rest.
+    fallen: AtomicBool,
+}
+
+impl FenceLine {
+    pub(super) fn has_fallen(&self) -> bool {
+        self.fallen.load(Ordering::Acquire)
+    }
+}
 
 impl Fence {
-    pub(super) fn token(&self) -> CancellationToken {
-        self.0.load().as_ref().clone()
+    pub(super) fn line(&self) -> Arc<FenceLine> {
+        self.0.load_full()
     }
 
     fn fall(&self) {
-        self.0.swap(Arc::new(CancellationToken::new())).cancel();
+        let line = self.0.swap(Arc::default());
+        line.fallen.store(true, Ordering::Release);
+        line.token.cancel();
     }
 }
 
@@ -42,6 +62,9 @@ pub(crate) struct NodeContext {
     pub(crate) probe: ProbeConfig,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) tasks: TaskTracker,
+    /// The pool's own runtime: a client may be dropped outside of any.
+    pub(crate) runtime: Handle,
+    pub(crate) lent: Arc<Lent>,
     pub(crate) expected_id: ExpectedId,
     /// How fresh the reads that are going on want to be.
     pub(crate) demand: Arc<probe::Demand>,
@@ -52,12 +75,16 @@ pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) address: ServerAddress,
     pub(crate) load: Load,
+    pub(crate) lent: Arc<Lent>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) runtime: Handle,
     pool: Pool<ConnManager>,
     fence: Arc<Fence>,
     cadence: watch::Sender<Cadence>,
     wake: Arc<Notify>,
     cancel: CancellationToken,
     warming: AtomicBool,
+    idle_timeout: Duration,
 }
 
 impl Node {
@@ -77,7 +104,6 @@ impl Node {
             }),
             expected_id: Arc::clone(&context.expected_id),
             max_lifetime: context.pool.max_lifetime,
-            idle_timeout: context.pool.idle_timeout,
         };
         // The builder fails only where timeouts are set without a runtime.
         let pool = Pool::builder(manager)
@@ -89,12 +115,16 @@ impl Node {
             name: spec.name.clone(),
             address: spec.address.clone(),
             load: Load::default(),
+            lent: Arc::clone(&context.lent),
+            tasks: context.tasks.clone(),
+            runtime: context.runtime.clone(),
             pool,
             fence,
             cadence: watch::Sender::new(Cadence::Normal),
             wake: Arc::new(Notify::new()),
             cancel: CancellationToken::new(),
             warming: AtomicBool::new(false),
+            idle_timeout: context.pool.idle_timeout,
         });
         context.tasks.spawn(probe::run(
             Arc::clone(&node),
@@ -122,6 +152,11 @@ impl Node {
             )) => Err(CheckoutFailure::TimedOut),
             Err(_) => Err(CheckoutFailure::TimedOut),
         }
+    }
+
+    /// Asks the server to cancel what the session of `token` is doing.
+    pub(crate) async fn cancel(&self, token: CancelToken) -> Result<(), DialError> {
+        self.manager().dialer.cancel(&self.address, token).await
     }
 
     pub(super) fn manager(&self) -> &ConnManager {
@@ -171,12 +206,10 @@ impl Node {
         (self.manager().suspect)(cause);
     }
 
-    /// Drops idle connections that are dead or over age.
-    pub(crate) fn sweep(&self, now: Instant) {
-        let idle = self.manager().idle_timeout;
-        self.pool.retain(|conn, metrics| {
-            !conn.is_dead() && now < conn.expires_at && metrics.last_used() < idle
-        });
+    /// Drops connections that are dead, or were idle for too long.
+    pub(crate) fn sweep(&self) {
+        let idle = self.idle_timeout;
+        self.pool.retain(|conn, metrics| !conn.is_dead() && metrics.last_used() < idle);
     }
 
     /// Lends nothing more, and sends those away who wait for a connection.

@@ -4,6 +4,8 @@
 //! the first writes. What a connection may be used for is written on it: the reign under which it was
 //! last verified as the primary's. The number is compared at each checkout, which costs no round trip.
 
+#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the pool does not ask it yet"))]
+mod breaker;
 mod conn;
 mod dial;
 mod load;

@@ -157,7 +157,7 @@ impl Prober {
             let conn = self
                 .node
                 .manager()
-                .dial(CancellationToken::new())
+                .dial(Arc::default())
                 .await
                 .map_err(|error| dial_failure(&error))?;
             let statement = conn.prepare(QUESTION).await.map_err(|error| failure(&conn, &error))?;

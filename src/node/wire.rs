@@ -36,6 +36,9 @@ pub(crate) struct WireState {
     cause: Mutex<Option<String>>,
     suspect: OnceLock<Box<dyn Fn(Suspicion) + Send + Sync>>,
     answered: Notify,
+    /// Whether somebody waits for `answered`: mostly nobody does, and telling nobody takes a lock.
+    awaited: AtomicBool,
+    expired: AtomicBool,
 }
 
 impl std::fmt::Debug for WireState {
@@ -58,6 +61,8 @@ impl WireState {
             cause: Mutex::new(None),
             suspect: OnceLock::new(),
             answered: Notify::new(),
+            awaited: AtomicBool::new(false),
+            expired: AtomicBool::new(false),
         }
     }
 
@@ -79,13 +84,24 @@ impl WireState {
     /// Waits until nothing is in flight. Dropped statements and transactions leave a Close or a ROLLBACK
     /// behind, which are answered in no time.
     pub(crate) async fn all_answered(&self) {
+        self.awaited.store(true, Ordering::Release);
         loop {
             let answered = self.answered.notified();
             if self.pending() == 0 {
-                return;
+                break;
             }
             answered.await;
         }
+        self.awaited.store(false, Ordering::Release);
+    }
+
+    /// Whether the connection is too old to be lent out again.
+    pub(crate) fn has_expired(&self) -> bool {
+        self.expired.load(Ordering::Acquire)
+    }
+
+    pub(super) fn expire(&self) {
+        self.expired.store(true, Ordering::Release);
     }
 
     /// Whether a transaction is open, failed or not.
@@ -131,7 +147,9 @@ impl WireState {
                     (pending > 0).then(|| pending - 1)
                 });
                 self.status.store(body.first().copied().unwrap_or(0), Ordering::Release);
-                self.answered.notify_waiters();
+                if self.awaited.load(Ordering::Acquire) {
+                    self.answered.notify_waiters();
+                }
             }
             // While copying in, the server passes over the Sync that was sent with the request.
             b'G' if self.last_was_sync.load(Ordering::Relaxed) => {

@@ -73,6 +73,37 @@ impl Account {
         self.first_ack(since, |_| true).await
     }
 
+    /// The first pause of at least `GAP` between two acknowledged commits after `since`: when it began, when
+    /// it ended, and by whom. A dead server's backends notice the death of their postmaster one by one, so
+    /// that commits may go on for some moments after it.
+    pub async fn first_gap_after(
+        &self,
+        since: Instant,
+    ) -> anyhow::Result<(Instant, Instant, String)> {
+        const GAP: Duration = Duration::from_millis(300);
+        let deadline = Instant::now() + Duration::from_secs(90);
+        loop {
+            let mut acks: Vec<(Instant, String)> = {
+                let entries = self.entries.lock().expect("not poisoned");
+                let acks = entries.values().filter_map(|outcome| match outcome {
+                    Outcome::Acked { at, node } => Some((*at, node.clone())),
+                    Outcome::Unknown { .. } | Outcome::NotSent { .. } => None,
+                });
+                acks.collect()
+            };
+            acks.sort();
+            let gap =
+                acks.windows(2).find(|pair| pair[1].0 > since && pair[1].0 - pair[0].0 >= GAP);
+            match gap {
+                Some(pair) => return Ok((pair[0].0, pair[1].0, pair[1].1.clone())),
+                None if Instant::now() >= deadline => {
+                    anyhow::bail!("commits did not pause and go on within 90 s; {:?}", self.tail())
+                }
+                None => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
     /// The same, by a node other than `old`.
     pub async fn first_ack_elsewhere(
         &self,

@@ -65,15 +65,8 @@ pub async fn postmaster_killed(bed: &Bed) -> anyhow::Result<()> {
         account.first_ack_after(Instant::now()).await?;
         let since = Instant::now();
         bed.cluster.kill_postmaster(&old).await?;
-        // Its backends notice the death of their postmaster one by one, and finish what they do.
-        eventually("writes are held", Duration::from_secs(5), async || {
-            let report = pool.report();
-            report.leader.is_none().then_some(()).ok_or(report.leader_state)
-        })
-        .await?;
-        let dead = Instant::now();
-        let (acked, node) = account.first_ack_after(dead).await?;
-        let writable = poller.first_writable_after(dead, &node).expect("it is writable");
+        let (last, acked, node) = account.first_gap_after(since).await?;
+        let writable = poller.first_writable_after(last, &node).expect("it is writable");
         tell("postmaster killed", since, writable.at, acked);
     }
     let summary = account.close(bed, false).await?;
