@@ -29,20 +29,24 @@
 //! watches; [`patroni`] is the contract on the wire. The pure ones (`patroni`, `topology`, `routing`) do no
 //! IO and take the time as a parameter.
 
+mod checkout;
 mod client;
 pub mod config;
+mod describe;
 pub mod discovery;
 mod error;
-#[cfg_attr(not(test), expect(dead_code, reason = "the pool does not hold writers by it yet"))]
 mod hold;
+mod lineage;
 pub mod node;
 pub mod patroni;
 mod pool;
 pub mod report;
 pub mod retry;
 pub mod routing;
+pub mod settle;
 mod supervisor;
 mod tls;
+pub mod token;
 pub mod topology;
 
 pub use client::{Client, Role};
@@ -52,6 +56,7 @@ pub use node::DialError;
 pub use pool::LeaderPool;
 pub use report::Report;
 pub use routing::{Ineligible, ReadPolicy};
+pub use token::CausalToken;
 pub use topology::{Epoch, TopologyEvent};
 
 // The drivers' types are part of this API: their versions are the ones to use beside it.

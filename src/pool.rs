@@ -6,28 +6,27 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use deadpool::managed::Object;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, watch};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use crate::checkout::Attempt;
 use crate::client::{Client, Role};
 use crate::config::Config;
+use crate::describe::{describe_leader, describe_unreachable};
 use crate::error::{CheckoutError, CloseError, ConnectError};
-use crate::node::{CheckoutFailure, ConnObject, Demand, DialError, Dialer, Node};
+use crate::hold::{Gate, STEP_LIMIT};
+use crate::node::{Demand, Dialer, Node};
 use crate::report::{self, Report};
-use crate::routing::{Ineligible, ReadChoice, ReadPolicy, choose_read, pick_two};
+use crate::routing::ReadPolicy;
 use crate::supervisor;
-use crate::topology::{ClusterView, Epoch, LeaderState, MemberHealth, Suspicion, TopologyEvent};
+use crate::topology::{ClusterView, Epoch, TopologyEvent};
 
 /// Added to the cluster's `ttl` for the default of `pool.write_timeout`: election, promotion, and a
 /// handshake.
 const FAILOVER_SLACK: Duration = Duration::from_secs(15);
-/// The pause before another attempt on a member that just failed, if nothing is heard meanwhile.
-const RETRY_PAUSE: Duration = Duration::from_millis(25);
-
 /// A pool over all members of one cluster: writes go to the leader, reads to replicas.
 ///
 /// Cloning is cheap and gives another handle on the same pool. Its tasks end with
@@ -45,6 +44,26 @@ impl std::fmt::Debug for LeaderPool {
         f.debug_struct("LeaderPool")
             .field("leader", &self.shared.view.load().leader)
             .finish_non_exhaustive()
+    }
+}
+
+/// When a call began, and when it has to end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline {
+    pub(crate) started: Instant,
+    pub(crate) at: Instant,
+}
+
+impl Deadline {
+    pub(crate) fn within(limit: Duration) -> Self {
+        let started = Instant::now();
+        // Beyond a century nobody waits, and the sum would overflow.
+        let limit = limit.min(Duration::from_secs(100 * 365 * 86_400));
+        Self { started, at: started + limit }
+    }
+
+    pub(crate) fn left(&self) -> Duration {
+        self.at.saturating_duration_since(Instant::now())
     }
 }
 
@@ -72,6 +91,8 @@ pub(crate) struct Shared {
     pub(crate) changed: watch::Sender<u64>,
     pub(crate) events: broadcast::Sender<TopologyEvent>,
     pub(crate) demand: Arc<Demand>,
+    /// Where writers wait for a leader.
+    pub(crate) gate: Gate,
     pub(crate) waiting: AtomicUsize,
     pub(crate) lent: Arc<Lent>,
     pub(crate) closed: AtomicBool,
@@ -172,6 +193,7 @@ impl LeaderPool {
             changed,
             events,
             demand: Arc::new(Demand::new(now)),
+            gate: Gate::new(config.pool.max_waiting, STEP_LIMIT),
             waiting: AtomicUsize::new(0),
             lent: Arc::default(),
             closed: AtomicBool::new(false),
@@ -186,8 +208,7 @@ impl LeaderPool {
     /// # Errors
     /// [`CheckoutError`]; nothing was sent to any server.
     pub async fn write(&self) -> Result<Client, CheckoutError> {
-        let now = Instant::now();
-        self.write_by(now, now + self.write_timeout()).await
+        self.write_until(&Deadline::within(self.write_timeout())).await
     }
 
     /// As [`write`](Self::write), within `limit` instead.
@@ -195,8 +216,7 @@ impl LeaderPool {
     /// # Errors
     /// [`CheckoutError`]; nothing was sent to any server.
     pub async fn write_within(&self, limit: Duration) -> Result<Client, CheckoutError> {
-        let now = Instant::now();
-        self.write_by(now, now + limit).await
+        self.write_until(&Deadline::within(limit)).await
     }
 
     /// A connection for reading, where the `[read]` section says, within `pool.read_timeout`.
@@ -225,8 +245,7 @@ impl LeaderPool {
         policy: ReadPolicy,
         limit: Duration,
     ) -> Result<Client, CheckoutError> {
-        let now = Instant::now();
-        self.read_by(&policy, now, now + limit).await
+        self.read_until(&policy, &Deadline::within(limit)).await
     }
 
     /// How the pool and its cluster are now.
@@ -252,6 +271,7 @@ impl LeaderPool {
         let started = Instant::now();
         let limit = shared.config.pool.close_timeout;
         shared.closed.store(true, Ordering::Release);
+        shared.gate.shut();
         shared.nodes.load().values().for_each(|node| node.close());
         shared.changed.send_modify(|version| *version += 1);
         let drained = timeout(limit, shared.lent.none_out()).await.is_ok();
@@ -277,288 +297,17 @@ impl LeaderPool {
         configured.unwrap_or_else(|| self.shared.view.load().lease + FAILOVER_SLACK)
     }
 
-    async fn write_by(&self, now: Instant, deadline: Instant) -> Result<Client, CheckoutError> {
-        let attempt = Attempt::begin(&self.shared, now, deadline)?;
+    pub(crate) async fn write_until(&self, deadline: &Deadline) -> Result<Client, CheckoutError> {
+        let attempt = Attempt::begin(&self.shared, deadline)?;
         attempt.leader(Role::Write).await
     }
 
-    async fn read_by(
+    pub(crate) async fn read_until(
         &self,
         policy: &ReadPolicy,
-        now: Instant,
-        deadline: Instant,
+        deadline: &Deadline,
     ) -> Result<Client, CheckoutError> {
-        let attempt = Attempt::begin(&self.shared, now, deadline)?;
+        let attempt = Attempt::begin(&self.shared, deadline)?;
         attempt.read(policy).await
     }
-}
-
-/// One call that wants a connection, counted while it lasts.
-struct Attempt<'a> {
-    shared: &'a Shared,
-    started: Instant,
-    deadline: Instant,
-    first_error: Option<Box<DialError>>,
-}
-
-impl Drop for Attempt<'_> {
-    fn drop(&mut self) {
-        self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl<'a> Attempt<'a> {
-    fn begin(shared: &'a Shared, now: Instant, deadline: Instant) -> Result<Self, CheckoutError> {
-        let limit = shared.config.pool.max_waiting;
-        let waiting = shared.waiting.fetch_add(1, Ordering::AcqRel);
-        let attempt = Self { shared, started: now, deadline, first_error: None };
-        if waiting >= limit {
-            return Err(CheckoutError::TooManyWaiting { limit });
-        }
-        Ok(attempt)
-    }
-
-    /// A connection to the leader.
-    async fn leader(mut self, role: Role) -> Result<Client, CheckoutError> {
-        loop {
-            if self.shared.closed.load(Ordering::Acquire) {
-                return Err(CheckoutError::Closed);
-            }
-            let Some(target) = self.shared.target.load_full() else {
-                if !self.changed_unless(|shared| shared.target.load().is_some()).await {
-                    return Err(self.no_leader());
-                }
-                continue;
-            };
-            match target.node.checkout(self.deadline).await {
-                Ok(mut object) => {
-                    if object.verified_reign != target.reign
-                        && !self.verify(&target, &mut object).await
-                    {
-                        drop(Object::take(object));
-                        self.pause().await?;
-                        continue;
-                    }
-                    // The reign may have ended while the connection was made ready.
-                    if self.shared.reign.load(Ordering::Acquire) == target.reign {
-                        let node = Arc::clone(&target.node);
-                        return Ok(Client::new(object, node, role, true, Some(target.epoch)));
-                    }
-                }
-                Err(failure) => self.failed(&target.node, failure).await?,
-            }
-        }
-    }
-
-    /// Asks the server itself, once per connection and reign.
-    async fn verify(&self, target: &WriteTarget, object: &mut ConnObject) -> bool {
-        let limit = self.deadline.min(Instant::now() + self.shared.config.probe.timeout);
-        let question = object.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]);
-        let suspicion = match timeout_at(limit, question).await {
-            Ok(Ok(row)) if row.try_get(0).ok() == Some(false) => {
-                object.verified_reign = target.reign;
-                return true;
-            }
-            Ok(Ok(_)) => Suspicion::ReadOnly,
-            Ok(Err(_)) | Err(_) => Suspicion::ConnectionLost,
-        };
-        target.node.suspect(suspicion);
-        false
-    }
-
-    /// A connection under `policy`.
-    async fn read(mut self, policy: &ReadPolicy) -> Result<Client, CheckoutError> {
-        let mut avoid: Vec<String> = Vec::new();
-        if let Some(bound) = policy.time_bound()
-            && self.shared.demand.ask(bound, self.started)
-        {
-            for node in self.shared.nodes.load().values() {
-                node.probe_now();
-            }
-        }
-        loop {
-            if self.shared.closed.load(Ordering::Acquire) {
-                return Err(CheckoutError::Closed);
-            }
-            let view = self.shared.view.load_full();
-            let nodes = self.shared.nodes.load_full();
-            let replicas = match choose_read(&view, policy, &avoid, Instant::now()) {
-                ReadChoice::Leader => return self.leader(Role::Read).await,
-                ReadChoice::Replicas(replicas) => replicas,
-                ReadChoice::Wait(reasons) => {
-                    let version = view.version;
-                    if !self.changed_unless(|shared| shared.view.load().version != version).await {
-                        return Err(self.no_replica(reasons));
-                    }
-                    continue;
-                }
-                ReadChoice::Refuse(reasons) => return Err(self.no_replica(reasons)),
-            };
-            let candidates: Vec<&Arc<Node>> =
-                replicas.iter().filter_map(|member| nodes.get(&member.name)).collect();
-            let cost = |index: usize| {
-                let load = &candidates[index].load;
-                (load.in_flight(), load.latency())
-            };
-            let Some(chosen) = pick_two(candidates.len(), cost, &mut rand::rng()) else {
-                self.pause().await?;
-                continue;
-            };
-            let node = candidates[chosen];
-            match node.checkout(self.deadline).await {
-                Ok(object) => {
-                    let node = Arc::clone(node);
-                    return Ok(Client::new(object, node, Role::Read, false, view.epoch));
-                }
-                Err(failure) => {
-                    avoid.push(node.name.clone());
-                    // Another one is tried at once; only when all have failed is there a pause.
-                    if avoid.len() < candidates.len() {
-                        self.note(failure, node)?;
-                    } else {
-                        avoid.clear();
-                        self.failed(node, failure).await?;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Waits for the view to change, unless `already` holds; false when the deadline has passed.
-    async fn changed_unless(&self, already: impl Fn(&Shared) -> bool) -> bool {
-        let mut changed = self.shared.changed.subscribe();
-        if already(self.shared) {
-            return true;
-        }
-        timeout_at(self.deadline, changed.changed()).await.is_ok()
-    }
-
-    /// Keeps the first error that may pass by itself; gives back the ones that will not.
-    fn note(&mut self, failure: CheckoutFailure, node: &Node) -> Result<(), CheckoutError> {
-        match failure {
-            CheckoutFailure::Dial(error) if error.is_transient() => {
-                self.first_error.get_or_insert(Box::new(error));
-                Ok(())
-            }
-            CheckoutFailure::Dial(source) => {
-                Err(CheckoutError::Refused { node: node.name.clone(), source: Box::new(source) })
-            }
-            CheckoutFailure::TimedOut => Err(self.exhausted(node)),
-            CheckoutFailure::Closed => Ok(()),
-        }
-    }
-
-    async fn failed(&mut self, node: &Node, failure: CheckoutFailure) -> Result<(), CheckoutError> {
-        self.note(failure, node)?;
-        self.pause().await
-    }
-
-    /// Waits a moment, or until the view changes.
-    async fn pause(&mut self) -> Result<(), CheckoutError> {
-        if Instant::now() + RETRY_PAUSE >= self.deadline {
-            return Err(self.no_leader());
-        }
-        let mut changed = self.shared.changed.subscribe();
-        tokio::select! {
-            _ = changed.changed() => {}
-            () = sleep(RETRY_PAUSE) => {}
-        }
-        Ok(())
-    }
-
-    fn no_leader(&mut self) -> CheckoutError {
-        if self.shared.closed.load(Ordering::Acquire) {
-            return CheckoutError::Closed;
-        }
-        CheckoutError::NoLeader {
-            waited: self.started.elapsed(),
-            state: describe_leader(&self.shared.view.load()),
-            first_error: self.first_error.take(),
-        }
-    }
-
-    fn no_replica(&self, reasons: Vec<(String, Ineligible)>) -> CheckoutError {
-        if self.shared.closed.load(Ordering::Acquire) {
-            return CheckoutError::Closed;
-        }
-        CheckoutError::NoReplica { waited: self.started.elapsed(), reasons }
-    }
-
-    fn exhausted(&mut self, node: &Node) -> CheckoutError {
-        CheckoutError::Exhausted {
-            node: node.name.clone(),
-            waited: self.started.elapsed(),
-            max_size: self.shared.config.pool.max_size,
-            first_error: self.first_error.take(),
-        }
-    }
-}
-
-/// What is known of the leader, in a sentence.
-pub(crate) fn describe_leader(view: &ClusterView) -> String {
-    let mut text = match &view.leader {
-        LeaderState::Admitted { member, .. } => format!("{member} leads"),
-        LeaderState::Unknown { .. } => "no member holds the leader key".to_owned(),
-        LeaderState::Claimed { member, .. } => {
-            let why = match view.members.get(member).map(|member| &member.health) {
-                None => "no such member is known".to_owned(),
-                Some(MemberHealth::Unknown) => "it was not asked yet".to_owned(),
-                Some(MemberHealth::Up(report)) if report.in_recovery => {
-                    "it is still in recovery".to_owned()
-                }
-                Some(MemberHealth::Up(_)) => "it has not proved itself since".to_owned(),
-                Some(MemberHealth::Down { error, .. }) => error.clone(),
-                Some(MemberHealth::Refused(refusal)) => refusal.to_string(),
-            };
-            format!("{member} holds the leader key, but {why}")
-        }
-    };
-    if let Some(refusal) = &view.refused {
-        text = refusal.to_string();
-    }
-    if let Some((_, reason)) = &view.degraded {
-        text.push_str(&format!("; {} does not answer ({reason})", view.source));
-    }
-    text
-}
-
-/// Everything that was tried, and what came of it.
-fn describe_unreachable(view: &ClusterView, config: &Config) -> String {
-    let mut reasons = Vec::new();
-    match &view.degraded {
-        Some((_, reason)) => reasons.push(reason.clone()),
-        None if view.contact_at.is_none() => {
-            let endpoints = [
-                config.etcd.as_ref().map(|etcd| &etcd.endpoints),
-                config.rest.as_ref().map(|rest| &rest.endpoints),
-            ];
-            for endpoint in endpoints.into_iter().flatten().flatten() {
-                reasons.push(format!("{endpoint}: no answer yet"));
-            }
-        }
-        None => {}
-    }
-    for member in view.members.values() {
-        let why = match &member.health {
-            MemberHealth::Down { error, .. } => error.clone(),
-            MemberHealth::Refused(refusal) => refusal.to_string(),
-            MemberHealth::Unknown => "no answer yet".to_owned(),
-            MemberHealth::Up(_) => continue,
-        };
-        let address = member.address.to_string();
-        reasons.push(if why.contains(&address) {
-            format!("member {}: {why}", member.name)
-        } else {
-            format!("member {} at {address}: {why}", member.name)
-        });
-    }
-    if view.members.is_empty() && view.degraded.is_none() && view.contact_at.is_some() {
-        reasons.push(format!(
-            "{} answers, but holds no members of cluster {:?} in namespace {:?} \
-             (cluster.scope, cluster.namespace)",
-            view.source, config.cluster.scope, config.cluster.namespace
-        ));
-    }
-    reasons.extend(view.rejected.iter().map(|(key, reason)| format!("key {key}: {reason}")));
-    reasons.join("; ")
 }

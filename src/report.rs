@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::describe::describe_leader;
 use crate::patroni::{Lsn, ServerAddress, SystemId, Timeline};
-use crate::pool::{Shared, describe_leader};
+use crate::pool::Shared;
 use crate::topology::{Cadence, Epoch, LeaderState, MemberHealth, SourceKind};
 
 /// How the pool and its cluster were at one moment.
@@ -38,6 +39,10 @@ pub struct Report {
     pub lease_ms: u64,
     /// Callers that want a connection now.
     pub waiting: usize,
+    /// Writers that wait for a leader.
+    pub held: usize,
+    /// The most that ever waited for a leader at once.
+    pub held_peak: usize,
     /// Connections that are out.
     pub lent: usize,
     /// A switchover or failover that was asked for, as `from -> to`.
@@ -202,6 +207,8 @@ pub(crate) fn make(shared: &Shared, now: Instant) -> Report {
         synchronous: view.synchronous,
         lease_ms: ms(view.lease),
         waiting: shared.waiting.load(Ordering::Relaxed),
+        held: shared.gate.waiting(),
+        held_peak: shared.gate.peak(),
         lent: shared.lent.now(),
         switchover: view.switchover.as_ref().map(|request| {
             let name = |name: &Option<String>| name.clone().unwrap_or_else(|| "any".into());

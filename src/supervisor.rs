@@ -80,6 +80,10 @@ impl Setup {
         };
         follow(self.source, shared, events, shared.cancel.clone());
         shared.tasks.spawn(supervisor.run(inbox));
+        let (gate, cancel) = (Arc::clone(shared), shared.cancel.clone());
+        shared.tasks.spawn(async move {
+            let _ = cancel.run_until_cancelled(gate.gate.drive()).await;
+        });
     }
 }
 
@@ -177,9 +181,11 @@ impl Supervisor {
                 if let Some(node) = self.node(&member) {
                     self.shared.target.store(Some(Arc::new(WriteTarget { node, reign, epoch })));
                     self.shared.reign.store(reign, Ordering::Release);
+                    self.shared.gate.open();
                 }
             }
             Action::Withdraw { .. } => {
+                self.shared.gate.close();
                 self.shared.reign.store(0, Ordering::Release);
                 self.shared.target.store(None);
             }

@@ -226,6 +226,10 @@ pub(crate) enum Outcome {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one for each member, and nearly always the large one"
+)]
 enum Mode {
     Closed { since: Instant, connect_failures: u32, timeouts: u32, window: Window },
     Open { since: Instant, until: Instant, reason: Trip },
@@ -337,11 +341,12 @@ impl Breaker {
 
     /// Whether a call may be made now. Only takes the probe's place if it says so.
     pub(crate) fn try_pass(&mut self, now: Instant) -> (Pass<Ticket>, Option<Transition>) {
+        let latest = self.advance(now);
+        // By the caller's own clock: not before `until`, whatever others have seen.
         if let Some(retry_at) = self.refused_until(now) {
             return (Pass::Refused { retry_at }, None);
         }
-        let from = self.state();
-        let now = self.advance(now);
+        let (from, now) = (self.state(), latest);
         let lapses_at = now + self.config.probe_limit;
         let (since, proven) = match &self.mode {
             Mode::Closed { .. } => return (Pass::Allowed, None),
@@ -405,10 +410,10 @@ impl Breaker {
 
     /// Takes in who the member is. Another one than before starts anew, with its breaker closed.
     pub(crate) fn reset(&mut self, identity: Identity, now: Instant) -> Option<Transition> {
+        let now = self.advance(now);
         if self.identity.replace(identity) == Some(identity) {
             return None;
         }
-        let now = self.advance(now);
         self.openings_in_row = 0;
         self.cooldown = Duration::ZERO;
         self.era += 1;

@@ -91,6 +91,9 @@ fn run(steps: &[(Step, u32)], seen: &mut Seen) -> Result<(), TestCaseError> {
     let mut identity = None;
     let mut tickets: Vec<(Ticket, Instant)> = Vec::new();
     for (step, jitter) in steps {
+        if tickets.is_empty() && matches!(step, Step::Settle(..)) {
+            continue;
+        }
         let before = breaker.state();
         let mut transition = None;
         match step {
@@ -157,9 +160,6 @@ fn run(steps: &[(Step, u32)], seen: &mut Seen) -> Result<(), TestCaseError> {
                 }
             }
             Step::Settle(which, outcome) => {
-                if tickets.is_empty() {
-                    continue;
-                }
                 let (ticket, _) = tickets.swap_remove(which % tickets.len());
                 transition = breaker.settle(ticket, *outcome, *jitter, now);
                 if *outcome == Outcome::Abandoned || was_closed {

@@ -1,0 +1,253 @@
+//! How a call gets its connection: which member, and that it still is what it was chosen for.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use deadpool::managed::Object;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::client::{Client, Role};
+use crate::describe::describe_leader;
+use crate::error::CheckoutError;
+use crate::hold::HoldError;
+use crate::node::{CheckoutFailure, ConnObject, DialError, Node};
+use crate::pool::{Deadline, Shared, WriteTarget};
+use crate::routing::{Freshness, Ineligible, ReadChoice, ReadPolicy, choose_read, pick_two};
+use crate::topology::Suspicion;
+
+/// The pause before another attempt on a member that just failed, if nothing is heard meanwhile.
+const RETRY_PAUSE: Duration = Duration::from_millis(25);
+
+/// One call that wants a connection, counted while it lasts.
+pub(crate) struct Attempt<'a> {
+    shared: &'a Shared,
+    started: Instant,
+    deadline: Instant,
+    first_error: Option<Box<DialError>>,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl<'a> Attempt<'a> {
+    pub(crate) fn begin(shared: &'a Shared, deadline: &Deadline) -> Result<Self, CheckoutError> {
+        let limit = shared.config.pool.max_waiting;
+        let waiting = shared.waiting.fetch_add(1, Ordering::AcqRel);
+        let Deadline { started, at } = *deadline;
+        let attempt = Self { shared, started, deadline: at, first_error: None };
+        if waiting >= limit {
+            return Err(CheckoutError::TooManyWaiting { limit });
+        }
+        Ok(attempt)
+    }
+
+    /// A connection to the leader.
+    pub(crate) async fn leader(mut self, role: Role) -> Result<Client, CheckoutError> {
+        loop {
+            if self.shared.closed.load(Ordering::Acquire) {
+                return Err(CheckoutError::Closed);
+            }
+            // Held here while there is no leader. Kept until the connection is there, or is not to be had.
+            let permit = match self.shared.gate.pass(self.deadline).await {
+                Ok(permit) => permit,
+                Err(HoldError::TooMany { limit }) => {
+                    return Err(CheckoutError::TooManyWaiting { limit });
+                }
+                Err(HoldError::DeadlinePassed | HoldError::Closed) => return Err(self.no_leader()),
+            };
+            let Some(target) = self.shared.target.load_full() else {
+                // It was lost again since.
+                drop(permit);
+                self.pause().await?;
+                continue;
+            };
+            match target.node.checkout(self.deadline).await {
+                Ok(mut object) => {
+                    if object.verified_reign != target.reign
+                        && !self.verify(&target, &mut object).await
+                    {
+                        drop(Object::take(object));
+                        drop(permit);
+                        self.pause().await?;
+                        continue;
+                    }
+                    // The reign may have ended while the connection was made ready.
+                    if self.shared.reign.load(Ordering::Acquire) == target.reign {
+                        if permit.was_held() {
+                            let waited = self.started.elapsed();
+                            tracing::debug!(
+                                member = target.node.name,
+                                ?waited,
+                                "held writer let go"
+                            );
+                        }
+                        let node = Arc::clone(&target.node);
+                        return Ok(Client::new(object, node, role, true, Some(target.epoch)));
+                    }
+                }
+                Err(failure) => {
+                    drop(permit);
+                    self.failed(&target.node, failure).await?;
+                }
+            }
+        }
+    }
+
+    /// Asks the server itself, once per connection and reign.
+    async fn verify(&self, target: &WriteTarget, object: &mut ConnObject) -> bool {
+        let limit = self.deadline.min(Instant::now() + self.shared.config.probe.timeout);
+        let question = object.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]);
+        let suspicion = match timeout_at(limit, question).await {
+            Ok(Ok(row)) if row.try_get(0).ok() == Some(false) => {
+                object.verified_reign = target.reign;
+                return true;
+            }
+            Ok(Ok(_)) => Suspicion::ReadOnly,
+            Ok(Err(_)) | Err(_) => Suspicion::ConnectionLost,
+        };
+        target.node.suspect(suspicion);
+        false
+    }
+
+    /// A connection under `policy`.
+    pub(crate) async fn read(mut self, policy: &ReadPolicy) -> Result<Client, CheckoutError> {
+        let mut avoid: Vec<String> = Vec::new();
+        if let Some(bound) = policy.time_bound()
+            && self.shared.demand.ask(bound, self.started)
+        {
+            for node in self.shared.nodes.load().values() {
+                node.probe_now();
+            }
+        }
+        loop {
+            if self.shared.closed.load(Ordering::Acquire) {
+                return Err(CheckoutError::Closed);
+            }
+            let view = self.shared.view.load_full();
+            let nodes = self.shared.nodes.load_full();
+            let replicas = match choose_read(&view, policy, &avoid, Instant::now()) {
+                // Where only a replica was missing, one may come before a leader does.
+                ReadChoice::Leader
+                    if policy.freshness != Freshness::Leader
+                        && self.shared.target.load().is_none() =>
+                {
+                    let version = view.version;
+                    if !self.changed_unless(|shared| shared.view.load().version != version).await {
+                        return Err(self.no_leader());
+                    }
+                    continue;
+                }
+                ReadChoice::Leader => return self.leader(Role::Read).await,
+                ReadChoice::Replicas(replicas) => replicas,
+                ReadChoice::Wait(reasons) => {
+                    let version = view.version;
+                    if !self.changed_unless(|shared| shared.view.load().version != version).await {
+                        return Err(self.no_replica(reasons));
+                    }
+                    continue;
+                }
+                ReadChoice::Refuse(reasons) => return Err(self.no_replica(reasons)),
+            };
+            let candidates: Vec<&Arc<Node>> =
+                replicas.iter().filter_map(|member| nodes.get(&member.name)).collect();
+            let cost = |index: usize| {
+                let load = &candidates[index].load;
+                (load.in_flight(), load.latency())
+            };
+            let Some(chosen) = pick_two(candidates.len(), cost, &mut rand::rng()) else {
+                self.pause().await?;
+                continue;
+            };
+            let node = candidates[chosen];
+            match node.checkout(self.deadline).await {
+                Ok(object) => {
+                    let node = Arc::clone(node);
+                    return Ok(Client::new(object, node, Role::Read, false, view.epoch));
+                }
+                Err(failure) => {
+                    avoid.push(node.name.clone());
+                    // Another one is tried at once; only when all have failed is there a pause.
+                    if avoid.len() < candidates.len() {
+                        self.note(failure, node)?;
+                    } else {
+                        avoid.clear();
+                        self.failed(node, failure).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for the view to change, unless `already` holds; false when the deadline has passed.
+    async fn changed_unless(&self, already: impl Fn(&Shared) -> bool) -> bool {
+        let mut changed = self.shared.changed.subscribe();
+        if already(self.shared) {
+            return true;
+        }
+        timeout_at(self.deadline, changed.changed()).await.is_ok()
+    }
+
+    /// Keeps the first error that may pass by itself; gives back the ones that will not.
+    fn note(&mut self, failure: CheckoutFailure, node: &Node) -> Result<(), CheckoutError> {
+        match failure {
+            CheckoutFailure::Dial(error) if error.is_transient() => {
+                self.first_error.get_or_insert(Box::new(error));
+                Ok(())
+            }
+            CheckoutFailure::Dial(source) => {
+                Err(CheckoutError::Refused { node: node.name.clone(), source: Box::new(source) })
+            }
+            CheckoutFailure::TimedOut => Err(self.exhausted(node)),
+            CheckoutFailure::Closed => Ok(()),
+        }
+    }
+
+    async fn failed(&mut self, node: &Node, failure: CheckoutFailure) -> Result<(), CheckoutError> {
+        self.note(failure, node)?;
+        self.pause().await
+    }
+
+    /// Waits a moment, or until the view changes.
+    async fn pause(&mut self) -> Result<(), CheckoutError> {
+        if Instant::now() + RETRY_PAUSE >= self.deadline {
+            return Err(self.no_leader());
+        }
+        let mut changed = self.shared.changed.subscribe();
+        tokio::select! {
+            _ = changed.changed() => {}
+            () = sleep(RETRY_PAUSE) => {}
+        }
+        Ok(())
+    }
+
+    fn no_leader(&mut self) -> CheckoutError {
+        if self.shared.closed.load(Ordering::Acquire) {
+            return CheckoutError::Closed;
+        }
+        CheckoutError::NoLeader {
+            waited: self.started.elapsed(),
+            state: describe_leader(&self.shared.view.load()),
+            first_error: self.first_error.take(),
+        }
+    }
+
+    fn no_replica(&self, reasons: Vec<(String, Ineligible)>) -> CheckoutError {
+        if self.shared.closed.load(Ordering::Acquire) {
+            return CheckoutError::Closed;
+        }
+        CheckoutError::NoReplica { waited: self.started.elapsed(), reasons }
+    }
+
+    fn exhausted(&mut self, node: &Node) -> CheckoutError {
+        CheckoutError::Exhausted {
+            node: node.name.clone(),
+            waited: self.started.elapsed(),
+            max_size: self.shared.config.pool.max_size,
+            first_error: self.first_error.take(),
+        }
+    }
+}
