@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::say;
 use anyhow::Result;
-use clap::{Args, ValueEnum};
-use leaderpool_testbed::{Cluster, Dynamic, Manager, Ports};
-use tokio::signal::unix::{SignalKind, signal};
+use clap::Args;
+use leaderpool_testbed::{Cluster, Dynamic, Manager};
+
+use super::start::{PortChoice, manager};
+use super::{Signals, say};
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
@@ -33,49 +34,26 @@ pub(super) struct Run {
     fast: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum PortChoice {
-    Free,
-    Seed,
-}
-
-fn manager(text: &str) -> Result<Manager> {
-    Ok(match text {
-        "patroni-3" => Manager::Patroni3,
-        "patroni-4" => Manager::Patroni4,
-        path if path.contains('/') => Manager::Program(path.into()),
-        other => anyhow::bail!("unknown manager {other}: patroni-4, patroni-3 or a path"),
-    })
-}
-
 impl Run {
     pub(super) async fn run(self) -> Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut signals = Signals::install()?;
         let mut builder = Cluster::builder()
             .manager(self.manager)
             .nodes(self.nodes)
             .etcd_members(self.etcd)
             .haproxy(self.haproxy)
             .dynamic(if self.fast { Dynamic::fast() } else { Dynamic::default() })
-            .ports(match self.ports {
-                PortChoice::Free => Ports::Free,
-                PortChoice::Seed => Ports::Seed,
-            });
+            .ports(self.ports.into());
         if let Some(dir) = self.dir {
             builder = builder.dir(dir);
         }
         // A start that is interrupted is dropped, and its processes with it.
         let cluster = tokio::select! {
             cluster = builder.start() => cluster?,
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            () = signals.next() => return Ok(()),
         };
         report(&cluster).await?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        signals.next().await;
         say("stopping");
         cluster.shutdown().await
     }
