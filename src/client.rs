@@ -9,7 +9,8 @@ use deadpool_postgres::ClientWrapper;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use crate::node::{AFTERMATH, ConnObject, Node};
+use crate::node::{AFTERMATH, ConnObject, Node, RunSeen};
+use crate::patroni::{HistoryLine, Timeline, parse_history_file};
 use crate::topology::Epoch;
 
 /// How long the rollback of an abandoned transaction may take before the connection is given up.
@@ -94,6 +95,31 @@ impl Client {
     #[must_use]
     pub fn end_cause(&self) -> Option<String> {
         self.conn().end_cause()
+    }
+
+    /// Bytes sent to the server so far.
+    pub(crate) fn written(&self) -> u64 {
+        self.conn().wire().written()
+    }
+
+    /// Whether the pool itself ended the connection, since its node was demoted.
+    pub(crate) fn was_cut(&self) -> bool {
+        self.conn().was_cut()
+    }
+
+    pub(crate) fn is_in_failed_transaction(&self) -> bool {
+        self.conn().wire().in_failed_transaction()
+    }
+
+    pub(crate) fn run_seen(&self) -> Option<RunSeen> {
+        self.node.run_seen()
+    }
+
+    /// The switch points in the server's own history file, where the user may read it.
+    pub(crate) async fn read_history(&self, timeline: Timeline) -> Option<Vec<HistoryLine>> {
+        let file = format!("pg_wal/{:08X}.history", timeline.0);
+        let row = self.query_one("SELECT pg_catalog.pg_read_file($1)", &[&file]).await.ok()?;
+        parse_history_file(row.try_get(0).ok()?)
     }
 
     fn conn(&self) -> &ConnObject {

@@ -35,6 +35,7 @@ pub mod config;
 mod describe;
 pub mod discovery;
 mod error;
+mod failure;
 mod hold;
 mod lineage;
 pub mod node;
@@ -48,16 +49,20 @@ mod supervisor;
 mod tls;
 pub mod token;
 pub mod topology;
+mod tx;
 
 pub use client::{Client, Role};
 pub use config::{Config, ConfigBuilder, ConfigError};
 pub use error::{CheckoutError, CloseError, ConnectError};
+pub use failure::{OperationError, TransactionError};
 pub use node::DialError;
 pub use pool::LeaderPool;
 pub use report::Report;
 pub use routing::{Ineligible, ReadPolicy};
 pub use token::CausalToken;
+pub use retry::Outcome;
 pub use topology::{Epoch, TopologyEvent};
+pub use tx::{Committed, Isolation, Tx, TxOptions};
 
 // The drivers' types are part of this API: their versions are the ones to use beside it.
 pub use deadpool_postgres;

@@ -1,7 +1,7 @@
 //! What a caller holds.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -9,20 +9,26 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::{Instant, timeout};
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::checkout::Attempt;
 use crate::client::{Client, Role};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::describe::{describe_leader, describe_unreachable};
 use crate::error::{CheckoutError, CloseError, ConnectError};
+use crate::failure::{OperationError, TransactionError};
 use crate::hold::{Gate, STEP_LIMIT};
 use crate::node::{Demand, Dialer, Node};
 use crate::report::{self, Report};
+use crate::retry::{BudgetConfig, RetryBudget};
 use crate::routing::ReadPolicy;
 use crate::supervisor;
+use crate::token::{CausalToken, TokenRing};
 use crate::topology::{ClusterView, Epoch, TopologyEvent};
+use crate::tx::{Committed, Run, Tx, TxOptions};
 
 /// Added to the cluster's `ttl` for the default of `pool.write_timeout`: election, promotion, and a
 /// handshake.
@@ -93,6 +99,9 @@ pub(crate) struct Shared {
     pub(crate) demand: Arc<Demand>,
     /// Where writers wait for a leader.
     pub(crate) gate: Gate,
+    pub(crate) budget: RetryBudget,
+    /// The tokens given out last, to be told when a failover loses them.
+    pub(crate) tokens: Mutex<TokenRing>,
     pub(crate) waiting: AtomicUsize,
     pub(crate) lent: Arc<Lent>,
     pub(crate) closed: AtomicBool,
@@ -177,6 +186,12 @@ impl LeaderPool {
         config.validate()?;
         let now = Instant::now();
         let dialer = Arc::new(Dialer::new(&config.postgres)?);
+        let budget = RetryBudget::new(BudgetConfig {
+            min_per_second: config.retry.min_per_second,
+            share: f64::from(config.retry.budget_percent) / 100.0,
+            ..BudgetConfig::default()
+        })
+        .map_err(|error| ConfigError::field("retry", error.to_string()))?;
         let (changed, _) = watch::channel(0);
         let (events, _) = broadcast::channel(256);
         let setup = supervisor::Setup::new(&config, now)?;
@@ -194,6 +209,8 @@ impl LeaderPool {
             events,
             demand: Arc::new(Demand::new(now)),
             gate: Gate::new(config.pool.max_waiting, STEP_LIMIT),
+            budget,
+            tokens: Mutex::new(TokenRing::new(TokenRing::DEFAULT_CAPACITY)),
             waiting: AtomicUsize::new(0),
             lent: Arc::default(),
             closed: AtomicBool::new(false),
@@ -295,6 +312,119 @@ impl LeaderPool {
     pub fn write_timeout(&self) -> Duration {
         let configured = self.shared.config.pool.write_timeout;
         configured.unwrap_or_else(|| self.shared.view.load().lease + FAILOVER_SLACK)
+    }
+
+    /// Runs a transaction on the leader, and again from the start, on the then leader, where that is safe and
+    /// may help: nothing was sent, or nothing applied (a lost connection before the commit, a demoted node,
+    /// `40001`, `40P01`). After a commit whose answer never came, the leader is asked what became of it;
+    /// only where that cannot be told, the outcome is unknown.
+    ///
+    /// `work` is called once per attempt, so that it must start from scratch each time; what it does outside
+    /// the database may happen more than once.
+    ///
+    /// ```no_run
+    /// # use leaderpool::{LeaderPool, OperationError, TransactionError};
+    /// # async fn example(pool: LeaderPool) -> Result<(), TransactionError<OperationError>> {
+    /// let total: i64 = pool
+    ///     .transaction(|tx| async move {
+    ///         tx.execute("UPDATE account SET balance = balance - $1 WHERE id = $2", &[&5_i64, &1_i64])
+    ///             .await?;
+    ///         let row = tx.query_one("SELECT sum(balance)::int8 FROM account", &[]).await?;
+    ///         Ok::<_, OperationError>(row.get(0))
+    ///     })
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`TransactionError::RolledBack`] with the closure's own error; [`TransactionError::Failed`] where the
+    /// pool could not run or commit it. [`outcome`](TransactionError::outcome) says what became of the data.
+    ///
+    /// Cancel-safe: dropped, it is rolled back on the server.
+    pub async fn transaction<T, E, F, Fut>(&self, work: F) -> Result<T, TransactionError<E>>
+    where
+        F: FnMut(Tx) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        let committed = self.transaction_with(&TxOptions::new(), work).await?;
+        Ok(committed.value)
+    }
+
+    /// As [`transaction`](Self::transaction), with options, and with what is known of the commit.
+    ///
+    /// # Errors
+    /// As [`transaction`](Self::transaction).
+    pub async fn transaction_with<T, E, F, Fut>(
+        &self,
+        options: &TxOptions,
+        work: F,
+    ) -> Result<Committed<T>, TransactionError<E>>
+    where
+        F: FnMut(Tx) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        Run::new(self, options).transaction(work).await
+    }
+
+    /// Runs one statement on the leader as a transaction of its own, with all that
+    /// [`transaction`](Self::transaction) does; gives the number of rows that it changed.
+    ///
+    /// # Errors
+    /// [`OperationError`].
+    pub async fn execute_write(
+        &self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, OperationError> {
+        Ok(self.execute_write_with(&TxOptions::new(), sql, params).await?.value)
+    }
+
+    /// As [`execute_write`](Self::execute_write), with options, and with what is known of the commit.
+    ///
+    /// # Errors
+    /// [`OperationError`].
+    pub async fn execute_write_with(
+        &self,
+        options: &TxOptions,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Committed<u64>, OperationError> {
+        self.transaction_with(options, |tx| async move { tx.execute(sql, params).await })
+            .await
+            .map_err(TransactionError::into_operation_error)
+    }
+
+    /// Runs one query where the `[read]` section says, and again elsewhere where that may help.
+    ///
+    /// # Errors
+    /// [`OperationError`].
+    pub async fn query_read(
+        &self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, OperationError> {
+        let policy = ReadPolicy::from_config(&self.shared.config.read);
+        self.query_read_with(policy, sql, params).await
+    }
+
+    /// As [`query_read`](Self::query_read), under `policy`.
+    ///
+    /// # Errors
+    /// [`OperationError`].
+    pub async fn query_read_with(
+        &self,
+        policy: ReadPolicy,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, OperationError> {
+        Run::new(self, &TxOptions::new().read_only(policy)).query(sql, params).await
+    }
+
+    /// Remembers a token that a caller got.
+    pub(crate) fn given_out(&self, token: CausalToken) {
+        let mut tokens = self.shared.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.push(token, Instant::now());
     }
 
     pub(crate) async fn write_until(&self, deadline: &Deadline) -> Result<Client, CheckoutError> {

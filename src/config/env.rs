@@ -70,6 +70,9 @@ pub(super) const FIELDS: &[(&str, &str, Kind)] = &[
     ("read", "max_bytes_behind", Integer),
     ("read", "when_none", Text),
     ("read", "prefer_tag", Text),
+    ("retry", "max_attempts", Integer),
+    ("retry", "min_per_second", Integer),
+    ("retry", "budget_percent", Integer),
 ];
 
 /// The variable that sets `section.field`.

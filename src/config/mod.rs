@@ -35,7 +35,7 @@ pub use builder::ConfigBuilder;
 pub use secret::Secret;
 pub use sections::{
     ClusterConfig, EtcdConfig, FixedConfig, PoolConfig, PostgresConfig, ProbeConfig, ReadConfig,
-    RestConfig, SslMode, WhenNone,
+    RestConfig, RetryConfig, SslMode, WhenNone,
 };
 
 /// Everything a [`LeaderPool`](crate::LeaderPool) needs to know.
@@ -72,6 +72,9 @@ pub struct Config {
     /// Where reads go unless the call says otherwise.
     #[serde(default)]
     pub read: ReadConfig,
+    /// How often work is tried again.
+    #[serde(default)]
+    pub retry: RetryConfig,
 }
 
 /// Why a configuration was refused. The message names the field, or the variable.

@@ -317,3 +317,23 @@ pub struct ReadConfig {
     /// A tag, as `name=value`, whose members are preferred while any of them qualifies: `zone=b`.
     pub prefer_tag: Option<String>,
 }
+
+/// `[retry]`: how often work is tried again, where that is safe.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
+pub struct RetryConfig {
+    /// Attempts of one call in all, the first one included; the call's deadline counts too. Default 10.
+    pub max_attempts: u32,
+    /// Retries that the whole pool may make per second, however few calls there are. Default 10.
+    pub min_per_second: u32,
+    /// Retries beside that, as a percentage of the calls of the last 10 s: so that retries never multiply an
+    /// overload. Default 20, at most 100.
+    pub budget_percent: u32,
+}
+
+impl Default for RetryConfig {
+    fn default() -> Self {
+        Self { max_attempts: 10, min_per_second: 10, budget_percent: 20 }
+    }
+}

@@ -152,6 +152,9 @@ const REFUSED: &[(&str, &str, Change)] = &[
         c.probe.urgent_interval = Duration::from_millis(251);
     }),
     ("read.prefer_tag", "not `name=value`", |c| c.read.prefer_tag = Some("zone".into())),
+    ("retry.max_attempts", "0", |c| c.retry.max_attempts = 0),
+    ("retry.min_per_second", "100001", |c| c.retry.min_per_second = 100_001),
+    ("retry.budget_percent", "101", |c| c.retry.budget_percent = 101),
     ("read.prefer_tag", "not `name=value`", |c| c.read.prefer_tag = Some("=b".into())),
     ("read.prefer_tag", "not `name=value`", |c| c.read.prefer_tag = Some("zone=".into())),
     ("read.prefer_tag", "not `name=value`", |c| c.read.prefer_tag = Some("zone = ".into())),

@@ -9,7 +9,7 @@ use hyper::Uri;
 
 use super::{
     ClusterConfig, Config, ConfigError, EtcdConfig, FixedConfig, PoolConfig, PostgresConfig,
-    ProbeConfig, ReadConfig, RestConfig, Secret, SslMode,
+    ProbeConfig, ReadConfig, RestConfig, RetryConfig, Secret, SslMode,
 };
 use crate::patroni::ServerAddress;
 
@@ -43,7 +43,8 @@ impl Config {
         postgres(&self.postgres)?;
         pool(&self.pool, self.postgres.connect_timeout)?;
         probe(&self.probe)?;
-        read(&self.read)
+        read(&self.read)?;
+        retry(&self.retry)
     }
 }
 
@@ -287,6 +288,18 @@ fn read(section: &ReadConfig) -> Checked {
         Some((name, value)) if !name.trim().is_empty() && !value.trim().is_empty() => Ok(()),
         _ => refuse("read.prefer_tag", format!("{tag:?} is not `name=value`, such as \"zone=b\"")),
     }
+}
+
+fn retry(section: &RetryConfig) -> Checked {
+    let RetryConfig { max_attempts, min_per_second, budget_percent } = section;
+    count("retry.max_attempts", *max_attempts as usize, 1000)?;
+    if *min_per_second > 100_000 {
+        return refuse("retry.min_per_second", format!("{min_per_second} is more than 100000"));
+    }
+    if *budget_percent > 100 {
+        return refuse("retry.budget_percent", format!("{budget_percent} is more than 100"));
+    }
+    Ok(())
 }
 
 fn refuse<T>(field: &str, problem: impl Into<String>) -> Result<T, ConfigError> {

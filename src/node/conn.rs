@@ -74,6 +74,11 @@ impl Conn {
         &self.wire
     }
 
+    /// Whether the pool itself ended it, as its node was demoted.
+    pub(crate) fn was_cut(&self) -> bool {
+        self.line.has_fallen()
+    }
+
     /// Whether it was cut, is over age, or the server is gone.
     pub(crate) fn is_dead(&self) -> bool {
         self.line.has_fallen() || self.wire.has_expired() || self.client.is_closed()

@@ -1,6 +1,6 @@
 //! One member of the cluster, as the pool holds it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use super::dial::{DialError, Dialer};
 use super::load::Load;
 use super::manager::{ConnManager, ConnObject, ExpectedId};
 use super::probe;
+use super::run::RunSeen;
 use crate::config::{PoolConfig, ProbeConfig};
 use crate::patroni::ServerAddress;
 use crate::pool::Lent;
@@ -84,6 +85,8 @@ pub(crate) struct Node {
     wake: Arc<Notify>,
     cancel: CancellationToken,
     warming: AtomicBool,
+    /// The current run of its server, as first seen out of recovery.
+    run: Mutex<Option<RunSeen>>,
     idle_timeout: Duration,
 }
 
@@ -124,6 +127,7 @@ impl Node {
             wake: Arc::new(Notify::new()),
             cancel: CancellationToken::new(),
             warming: AtomicBool::new(false),
+            run: Mutex::new(None),
             idle_timeout: context.pool.idle_timeout,
         });
         context.tasks.spawn(probe::run(
@@ -152,6 +156,15 @@ impl Node {
             )) => Err(CheckoutFailure::TimedOut),
             Err(_) => Err(CheckoutFailure::TimedOut),
         }
+    }
+
+    pub(crate) fn run_seen(&self) -> Option<RunSeen> {
+        *self.run.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn saw_run(&self, newer: RunSeen) {
+        let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+        *run = Some(RunSeen::then(*run, newer));
     }
 
     /// Asks the server to cancel what the session of `token` is doing.

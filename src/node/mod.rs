@@ -12,6 +12,7 @@ mod load;
 mod manager;
 mod member;
 mod probe;
+mod run;
 mod wire;
 
 pub use conn::Conn;
@@ -21,3 +22,4 @@ pub(crate) use dial::Dialer;
 pub(crate) use manager::{AFTERMATH, ConnObject};
 pub(crate) use member::{CheckoutFailure, Node, NodeContext};
 pub(crate) use probe::Demand;
+pub(crate) use run::{COLUMNS as RUN_COLUMNS, RunSeen};

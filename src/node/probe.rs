@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::conn::Conn;
 use super::dial::DialError;
 use super::member::{Node, NodeContext};
+use super::run::{COLUMNS, RunSeen};
 use crate::error::with_causes;
 use crate::patroni::{Lsn, SystemId, Timeline};
 use crate::topology::{Cadence, Event, ProbeFailure, ProbeReport};
@@ -26,7 +27,7 @@ SELECT standby,
        CASE WHEN standby THEN greatest(
            (SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver),
            (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery()),
-           (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()))
+           c.timeline_id)
        ELSE ('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int
        END,
        CASE WHEN NOT standby THEN (pg_catalog.pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint END,
@@ -34,9 +35,12 @@ SELECT standby,
        CASE WHEN standby THEN (pg_catalog.pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint END,
        CASE WHEN standby THEN extract(epoch FROM pg_catalog.clock_timestamp()
            - pg_catalog.pg_last_xact_replay_timestamp())::float8 END,
-       (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint,
-       pg_catalog.current_setting('server_version_num')::int
-FROM role";
+       pg_catalog.current_setting('server_version_num')::int,";
+
+/// The whole question.
+fn question() -> String {
+    format!("{QUESTION}{COLUMNS}\nFROM role, pg_catalog.pg_control_checkpoint() AS c")
+}
 
 /// For how long a read that asked for a bound keeps the probes going faster.
 const DEMAND_LASTS: Duration = Duration::from_secs(30);
@@ -160,7 +164,7 @@ impl Prober {
                 .dial(Arc::default())
                 .await
                 .map_err(|error| dial_failure(&error))?;
-            let statement = conn.prepare(QUESTION).await.map_err(|error| failure(&conn, &error))?;
+            let statement = conn.prepare(&question()).await.map_err(|error| failure(&conn, &error))?;
             self.session = Some((conn, statement));
         }
         let Some((conn, statement)) = &self.session else {
@@ -172,10 +176,15 @@ impl Prober {
             row.try_get::<_, Option<i64>>(index).ok().flatten().map(|at| Lsn(at.cast_unsigned()))
         };
         let wrong = |error: tokio_postgres::Error| ProbeFailure::Failed(with_causes(&error));
+        let run = RunSeen::read(&row).map_err(wrong)?;
+        let in_recovery: bool = row.try_get(0).map_err(wrong)?;
+        if !in_recovery {
+            self.node.saw_run(run);
+        }
         Ok(ProbeReport {
             sent_at,
             round_trip: sent_at.elapsed(),
-            in_recovery: row.try_get(0).map_err(wrong)?,
+            in_recovery,
             system_id: SystemId(row.try_get::<_, i64>(1).map_err(wrong)?.cast_unsigned()),
             timeline: Timeline(row.try_get::<_, i32>(2).map_err(wrong)?.cast_unsigned()),
             written: lsn(3),
@@ -185,8 +194,8 @@ impl Prober {
                 .try_get::<_, Option<f64>>(6)
                 .map_err(wrong)?
                 .and_then(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).ok()),
-            started_at: row.try_get(7).map_err(wrong)?,
-            server_version: row.try_get::<_, i32>(8).map_err(wrong)?.cast_unsigned(),
+            started_at: run.run.started_at,
+            server_version: row.try_get::<_, i32>(7).map_err(wrong)?.cast_unsigned(),
         })
     }
 }

@@ -29,8 +29,6 @@ pub(crate) struct WireState {
     status: AtomicU8,
     /// Bytes written so far: tells whether an attempt sent anything.
     written: AtomicU64,
-    /// The last SQLSTATE, five ASCII bytes; 0 for none.
-    last_sqlstate: AtomicU64,
     last_was_sync: AtomicBool,
     /// Why the connection ended.
     cause: Mutex<Option<String>>,
@@ -56,7 +54,6 @@ impl WireState {
             pending: AtomicI32::new(0),
             status: AtomicU8::new(0),
             written: AtomicU64::new(0),
-            last_sqlstate: AtomicU64::new(0),
             last_was_sync: AtomicBool::new(false),
             cause: Mutex::new(None),
             suspect: OnceLock::new(),
@@ -102,6 +99,16 @@ impl WireState {
 
     pub(super) fn expire(&self) {
         self.expired.store(true, Ordering::Release);
+    }
+
+    /// Bytes written so far.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Acquire)
+    }
+
+    /// Whether the open transaction has failed: a COMMIT would roll it back, and say so to nobody.
+    pub(crate) fn in_failed_transaction(&self) -> bool {
+        self.status.load(Ordering::Acquire) == b'E'
     }
 
     /// Whether a transaction is open, failed or not.
@@ -157,9 +164,6 @@ impl WireState {
             }
             b'E' => {
                 let Some(code) = sqlstate(body) else { return };
-                let mut packed = [0; 8];
-                packed[..5].copy_from_slice(code);
-                self.last_sqlstate.store(u64::from_be_bytes(packed), Ordering::Release);
                 match code {
                     // admin_shutdown, crash_shutdown, cannot_connect_now
                     b"57P01" | b"57P02" | b"57P03" => {
@@ -293,7 +297,7 @@ impl AsyncWrite for Wire {
         let result = Pin::new(&mut this.socket).poll_write(cx, buf);
         if let Poll::Ready(Ok(sent)) = &result {
             let state = &this.state;
-            state.written.fetch_add(*sent as u64, Ordering::Relaxed);
+            state.written.fetch_add(*sent as u64, Ordering::AcqRel);
             this.outgoing.scan(&buf[..*sent], |kind, _| state.sent(kind));
         }
         result

@@ -17,5 +17,5 @@ pub use rest::{RestCluster, RestMember};
 pub use snapshot::{ClusterSnapshot, LeaderKey, RawKey, RejectedKey};
 pub use values::{
     DynamicConfig, FailoverRequest, HistoryLine, Member, MemberRole, MemberState, ServerAddress,
-    Status, SyncState, Tags, ValueError, parse_history,
+    Status, SyncState, Tags, ValueError, parse_history, parse_history_file,
 };

@@ -531,6 +531,26 @@ pub fn parse_history(value: &[u8]) -> Result<Vec<HistoryLine>, ValueError> {
         .collect())
 }
 
+/// Reads a timeline history file of PostgreSQL: lines of timeline, switch point and reason, separated by
+/// tabs; `#` begins a comment. `None` where a line makes no sense.
+#[must_use]
+pub fn parse_history_file(text: &str) -> Option<Vec<HistoryLine>> {
+    text.lines()
+        .map(|line| line.split('#').next().unwrap_or_default().trim())
+        .filter(|line| !line.is_empty())
+        .map(|line| {
+            let mut fields = line.splitn(3, '\t');
+            Some(HistoryLine {
+                timeline: Timeline(fields.next()?.trim().parse().ok()?),
+                switch_lsn: fields.next()?.trim().parse().ok()?,
+                reason: fields.next().unwrap_or_default().trim().to_owned(),
+                at: None,
+                new_leader: None,
+            })
+        })
+        .collect()
+}
+
 pub(super) fn text_of(value: &[u8]) -> Result<&str, ValueError> {
     std::str::from_utf8(value).map_err(|_| ValueError::NotText)
 }
@@ -616,6 +636,16 @@ mod tests {
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0].new_leader.as_deref(), Some("pg1"));
         assert_eq!(lines[1].switch_lsn, Lsn(99));
+    }
+
+    #[test]
+    fn a_history_file_of_the_server() {
+        let text = "1\t0/4000228\tno recovery target specified\n\n2\t0/50000A0\tno recovery target specified\n";
+        let lines = parse_history_file(text).expect("reads");
+        assert_eq!(lines.len(), 2);
+        assert_eq!((lines[1].timeline, lines[1].switch_lsn), (Timeline(2), Lsn(0x500_00A0)));
+        assert_eq!(parse_history_file("1\tx\ty\n"), None);
+        assert_eq!(parse_history_file("# nothing\n"), Some(vec![]));
     }
 
     #[test]

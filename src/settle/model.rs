@@ -37,7 +37,11 @@ struct Cluster {
     /// The end of the last recovery, while no checkpoint has overwritten it.
     recovered_to: Option<usize>,
     note: Option<CommitNote>,
+    /// The first run after the note's.
+    first_run: Option<ServerRun>,
     restart: Option<Restart>,
+    /// The history of a promotion that failed: its timeline's number was skipped.
+    rumour: Option<Vec<HistoryLine>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +68,10 @@ enum Step {
     ResetStatistics,
     /// The pool looks at the leader.
     Look,
-    Promote(usize),
+    Promote {
+        at: usize,
+        failed_at: Option<usize>,
+    },
 }
 
 impl Cluster {
@@ -83,7 +90,9 @@ impl Cluster {
             history: Vec::new(),
             recovered_to: None,
             note: None,
+            first_run: None,
             restart: None,
+            rumour: None,
         }
     }
 
@@ -139,6 +148,14 @@ impl Cluster {
         }
     }
 
+    fn new_run(&mut self) {
+        if let Some(note) = self.note
+            && note.epoch.timeline == self.epoch.timeline
+        {
+            self.first_run.get_or_insert(self.run);
+        }
+    }
+
     /// What the pool is told to look at, as [`Restart`] describes it.
     fn look(&mut self) {
         let Some(note) = self.note else { return };
@@ -150,7 +167,7 @@ impl Cluster {
             lowest_xmax: None,
             recovered_to: None,
         });
-        if restart.run != self.run {
+        if restart.run != self.run || self.first_run != Some(self.run) {
             return;
         }
         let xmax = restart.lowest_xmax.map_or(self.xmax, |lowest| lowest.min(self.xmax));
@@ -197,32 +214,39 @@ impl Cluster {
                 }
                 self.recovered_to = Some(self.flushed);
                 self.recover(self.flushed);
+                self.new_run();
                 if look {
                     self.look();
-                } else if let Some(note) = self.note
-                    && note.epoch.timeline == self.epoch.timeline
-                {
-                    // The pool learns at least that it happened.
-                    let (run, lowest_xmax, recovered_to) = (self.run, None, None);
-                    self.restart.get_or_insert(Restart { run, lowest_xmax, recovered_to });
                 }
             }
             Step::ResetStatistics => {
                 self.run.reset_at = self.clock;
+                self.new_run();
                 // Its time is after the checkpoint's, which therefore counts no more.
                 self.recovered_to = None;
             }
             Step::Look => self.look(),
-            Step::Promote(at) => {
+            Step::Promote { at, failed_at } => {
+                // The pool saw at least that there was a restart before this.
+                if let Some(run) = self.first_run {
+                    let (lowest_xmax, recovered_to) = (None, None);
+                    self.restart.get_or_insert(Restart { run, lowest_xmax, recovered_to });
+                }
                 let end = 1 + at % self.replicated;
-                self.history.push(HistoryLine {
+                let left_at = |lsn: usize| HistoryLine {
                     timeline: self.epoch.timeline,
-                    switch_lsn: Lsn(end as u64),
+                    switch_lsn: Lsn(lsn as u64),
                     reason: String::new(),
                     at: None,
                     new_leader: None,
-                });
-                self.epoch.timeline.0 += 1;
+                };
+                if let Some(failed) = failed_at {
+                    let mut rumour = self.history.clone();
+                    rumour.push(left_at(1 + failed % self.replicated));
+                    self.rumour = Some(rumour);
+                }
+                self.history.push(left_at(end));
+                self.epoch.timeline.0 += if failed_at.is_some() { 2 } else { 1 };
                 self.epoch.revision += 1;
                 self.run = ServerRun { started_at: -self.clock, reset_at: -self.clock };
                 self.recovered_to = None;
@@ -233,11 +257,15 @@ impl Cluster {
     }
 
     /// The settlement, with only so many lines of history written down yet.
-    fn settle(&self, lines: usize) -> Option<Settlement> {
+    fn settle(&self, lines: usize, believe_rumour: bool) -> Option<Settlement> {
         let note = self.note.as_ref()?;
         let leader = LeaderNow { epoch: self.epoch, run: self.run };
         let lines = lines.min(self.history.len());
-        match plan(note, leader, self.restart, &self.history[..lines]) {
+        let history = match &self.rumour {
+            Some(rumour) if believe_rumour => rumour,
+            Some(_) | None => &self.history[..lines],
+        };
+        match plan(note, leader, self.restart, history) {
             Plan::AskStatus(identity) => conclude(self.status(note.xid), identity),
             Plan::AskRestart | Plan::WaitForHistory => None,
             Plan::Answer(settlement) => Some(settlement),
@@ -253,6 +281,7 @@ fn steps(informed: bool) -> impl Strategy<Value = Vec<Step>> {
     let crash = (any::<bool>(), any::<bool>())
         .prop_map(move |(postmaster, look)| Step::Crash { postmaster, look: look || informed });
     let by_hand = if informed { Step::Look } else { Step::ResetStatistics };
+    let failed = proptest::option::weighted(if informed { 0.0 } else { 0.3 }, any::<usize>());
     let step = prop_oneof![
         6 => any::<bool>().prop_map(|commit| Step::Other { commit }),
         3 => Just(Step::Subject),
@@ -264,7 +293,7 @@ fn steps(informed: bool) -> impl Strategy<Value = Vec<Step>> {
         3 => crash,
         1 => Just(by_hand),
         3 => Just(Step::Look),
-        2 => any::<usize>().prop_map(Step::Promote),
+        2 => (any::<usize>(), failed).prop_map(|(at, failed_at)| Step::Promote { at, failed_at }),
     ];
     proptest::collection::vec(step, 1..60)
 }
@@ -273,12 +302,16 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn no_settlement_contradicts_the_history(steps in steps(false), lines in 0_usize..20) {
+    fn no_settlement_contradicts_the_history(
+        steps in steps(false),
+        lines in 0_usize..20,
+        believe_rumour in any::<bool>(),
+    ) {
         let mut cluster = Cluster::new();
         let mut refuted = false;
         for step in steps {
             cluster.step(step);
-            match cluster.settle(lines) {
+            match cluster.settle(lines, believe_rumour) {
                 Some(Settlement::Committed) => prop_assert!(cluster.is_committed()),
                 Some(Settlement::NotApplied { why }) => {
                     prop_assert!(!cluster.is_committed(), "{:?}", why);
@@ -303,7 +336,7 @@ proptest! {
             } else {
                 Some(false)
             };
-            let found = match cluster.settle(usize::MAX) {
+            let found = match cluster.settle(usize::MAX, false) {
                 Some(Settlement::Committed) => Some(true),
                 Some(Settlement::NotApplied { .. }) => Some(false),
                 Some(Settlement::Unknown { why }) => panic!("unknown: {why}"),

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use crate::Scenario;
 
 /// No scenario takes this long; one that does hangs.
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(400);
 
 /// What manages the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,6 +10,7 @@ mod account;
 mod bed;
 mod faults;
 mod members;
+mod outcomes;
 mod store;
 mod usage;
 
@@ -55,6 +56,9 @@ fn main() {
         usage::closing_waits_for_what_is_out,
         usage::rest_alone_is_a_source,
         usage::a_host_list_is_a_source,
+        outcomes::transactions_end_as_they_say,
+        outcomes::ten_switchovers_cost_no_error,
+        outcomes::ten_kills_leave_nothing_in_doubt,
         faults::switchover,
         faults::postmaster_killed,
         faults::node_killed,
