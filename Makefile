@@ -1,0 +1,66 @@
+# The entry points; `make` alone lists them. Variables: FAST=1 (up, demo), KIND=… (failover), ARGS=… (test, bench).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo up status failover down test lint bench docs clean deps
+
+KIND ?= node
+SPEED = $(if $(filter-out 0 no,$(FAST)),--fast)
+TARGET = $(shell cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+TESTBED = "$(TARGET)/debug/leaderpool-testbed"
+# As `cargo test --workspace` builds them, so that neither makes the other build again.
+BUILD = cargo build --workspace --bin leaderpool-testbed --example backend
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+demo: deps ## the whole system under a load, live in this terminal (FAST=1)
+	@$(BUILD)
+	@$(TESTBED) demo $(SPEED)
+
+up: deps ## the whole system in the background; FAST=1: 20/1/3, not 30/10/10
+	@$(BUILD)
+	@$(TESTBED) up $(SPEED)
+
+status: ## who leads, who follows; fails if the system is not healthy
+	@$(BUILD) --quiet
+	@$(TESTBED) status
+
+failover: ## kills the leader, tells the story (KIND=node, postmaster, switchover)
+	@$(BUILD) --quiet
+	@$(TESTBED) failover --kind $(KIND)
+
+down: ## stops the system
+	@[ -x $(TESTBED) ] || $(BUILD)
+	@$(TESTBED) down
+
+test: deps ## every test, on real clusters too (ARGS="--test cluster -- node")
+	RUST_BACKTRACE=0 cargo test --workspace $(ARGS)
+
+lint: deps ## format, clippy, documentation, package; licences, by cargo-deny
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
+	cargo package -p leaderpool --allow-dirty
+	@if cargo deny --version >/dev/null 2>&1; then \
+	  set -x; cargo deny check bans licenses sources; \
+	else \
+	  echo "cargo deny is not installed: bans, licences and sources are not checked"; \
+	fi
+
+bench: deps ## what the pool costs, and how soon it follows a failover
+	cargo bench --bench overhead
+	cargo bench --bench failover $(if $(ARGS),-- $(ARGS))
+
+docs: deps ## the API's documentation, in target/doc
+	cargo doc --no-deps --workspace
+	@echo "open $(TARGET)/doc/leaderpool/index.html"
+
+clean: ## stops the system, removes what was built and what it left
+	@if [ -e .demo ] && [ -x $(TESTBED) ]; then $(TESTBED) down; fi
+	rm -rf .demo
+	cargo clean
+
+deps:
+	@cluster/install-deps
