@@ -86,10 +86,10 @@ pub struct Restart {
     pub run: ServerRun,
     /// The lowest `pg_snapshot_xmax(pg_current_snapshot())` seen in it, out of recovery.
     pub lowest_xmax: Option<u64>,
-    /// Where its recovery ended: `redo_lsn` of `pg_control_checkpoint()`, provided that it equals
-    /// `checkpoint_lsn` (a checkpoint at the end of recovery or at a shutdown) and `checkpoint_time` is
-    /// not before `reset_at` or `started_at`, in whole seconds. The next checkpoint overwrites it, so it
-    /// is to be read soon; `None` where it came too late, or where this may not be the first run.
+    /// Where its recovery ended, or the clean shutdown before it: `redo_lsn` of `pg_control_checkpoint()`,
+    /// provided that it equals `checkpoint_lsn` (no other checkpoints do) and that `checkpoint_time` is
+    /// not before `reset_at`, in whole seconds. The next checkpoint overwrites it, so it is to be read
+    /// soon; `None` where it came too late, or where this may not be the first run.
     pub recovered_to: Option<Lsn>,
 }
 
