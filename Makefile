@@ -59,6 +59,8 @@ docs: deps ## the API's documentation, in target/doc
 
 clean: ## stops the system, removes what was built and what it left
 	@if [ -e .demo ] && [ -x $(TESTBED) ]; then $(TESTBED) down; fi
+	@# Where the checkout lies in a home that `postgres` cannot enter, the servers' files lie elsewhere.
+	@if [ -L .demo/cluster ]; then rm -rf "$$(readlink .demo/cluster)"; fi
 	rm -rf .demo
 	cargo clean
 
