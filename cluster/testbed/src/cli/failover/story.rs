@@ -65,8 +65,9 @@ impl Story {
     }
 
     fn add(&mut self, at: Instant, ink: Ink, text: String) {
-        // A line that comes late goes after what stands already.
-        let at = self.lines[..self.printed].last().map_or(at, |(last, ..)| at.max(*last));
+        // Nothing precedes the fault, and a line that comes late goes after what stands already.
+        let last = self.lines[..self.printed].last().map_or(self.began, |(last, ..)| *last);
+        let at = at.max(last).max(self.began);
         let place = self.lines.partition_point(|(other, ..)| *other <= at);
         self.lines.insert(place, (at, ink, text));
     }
