@@ -102,6 +102,16 @@ impl Client {
         self.conn().wire().written()
     }
 
+    /// Requests answered to the end so far.
+    pub(crate) fn answers(&self) -> u64 {
+        self.conn().wire().answers()
+    }
+
+    /// Whether the server itself said that it ends the session.
+    pub(crate) fn was_dismissed(&self) -> bool {
+        self.conn().wire().was_dismissed()
+    }
+
     /// Whether the pool itself ended the connection, since its node was demoted.
     pub(crate) fn was_cut(&self) -> bool {
         self.conn().was_cut()

@@ -27,6 +27,10 @@ pub(crate) struct WireState {
     pending: AtomicI32,
     /// `I` idle, `T` in a transaction, `E` in a failed one; 0 before the first answer.
     status: AtomicU8,
+    /// Requests answered to the end so far.
+    answers: AtomicU64,
+    /// Whether the server said that it ends the session (FATAL or PANIC).
+    dismissed: AtomicBool,
     /// Bytes written so far: tells whether an attempt sent anything.
     written: AtomicU64,
     last_was_sync: AtomicBool,
@@ -53,6 +57,8 @@ impl WireState {
         Self {
             pending: AtomicI32::new(0),
             status: AtomicU8::new(0),
+            answers: AtomicU64::new(0),
+            dismissed: AtomicBool::new(false),
             written: AtomicU64::new(0),
             last_was_sync: AtomicBool::new(false),
             cause: Mutex::new(None),
@@ -106,6 +112,17 @@ impl WireState {
         self.written.load(Ordering::Acquire)
     }
 
+    /// Requests answered to the end so far.
+    pub(crate) fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Acquire)
+    }
+
+    /// Whether the server itself said that it ends the session. Its answers come in order: what it had not
+    /// answered by then it has not done.
+    pub(crate) fn was_dismissed(&self) -> bool {
+        self.dismissed.load(Ordering::Acquire)
+    }
+
     /// Whether the open transaction has failed: a COMMIT would roll it back, and say so to nobody.
     pub(crate) fn in_failed_transaction(&self) -> bool {
         self.status.load(Ordering::Acquire) == b'E'
@@ -149,6 +166,7 @@ impl WireState {
     fn received(&self, kind: u8, body: &[u8]) {
         match kind {
             b'Z' => {
+                self.answers.fetch_add(1, Ordering::AcqRel);
                 // The one at the end of the handshake answers no request.
                 let _ = self.pending.fetch_update(Ordering::AcqRel, Ordering::Acquire, |pending| {
                     (pending > 0).then(|| pending - 1)
@@ -163,6 +181,9 @@ impl WireState {
                 self.pending.fetch_sub(1, Ordering::AcqRel);
             }
             b'E' => {
+                if fields(body).any(|(kind, text)| kind == b'V' && matches!(text, b"FATAL" | b"PANIC")) {
+                    self.dismissed.store(true, Ordering::Release);
+                }
                 let Some(code) = sqlstate(body) else { return };
                 match code {
                     // admin_shutdown, crash_shutdown, cannot_connect_now
