@@ -58,9 +58,9 @@ pub use failure::{OperationError, TransactionError};
 pub use node::DialError;
 pub use pool::LeaderPool;
 pub use report::Report;
+pub use retry::Outcome;
 pub use routing::{Ineligible, ReadPolicy};
 pub use token::CausalToken;
-pub use retry::Outcome;
 pub use topology::{Epoch, TopologyEvent};
 pub use tx::{Committed, Isolation, Tx, TxOptions};
 

@@ -29,7 +29,9 @@ fn its_make_targets_exist() {
         .split("make ")
         .skip(1)
         .filter_map(|rest| rest.split(|c: char| !c.is_ascii_lowercase()).next())
-        .filter(|target| ["demo", "test", "up", "status", "down", "failover", "lint", "bench"].contains(target));
+        .filter(|target| {
+            ["demo", "test", "up", "status", "down", "failover", "lint", "bench"].contains(target)
+        });
     for target in mentioned {
         assert!(makefile.contains(&format!("\n{target}:")), "no target {target}");
     }

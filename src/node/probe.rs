@@ -164,7 +164,8 @@ impl Prober {
                 .dial(Arc::default())
                 .await
                 .map_err(|error| dial_failure(&error))?;
-            let statement = conn.prepare(&question()).await.map_err(|error| failure(&conn, &error))?;
+            let statement =
+                conn.prepare(&question()).await.map_err(|error| failure(&conn, &error))?;
             self.session = Some((conn, statement));
         }
         let Some((conn, statement)) = &self.session else {

@@ -37,9 +37,8 @@ impl RunSeen {
         // In whole seconds, as the control file keeps it.
         let second = |at: i64| at.div_euclid(1_000_000);
         let taken = second(row.try_get("checkpoint_at")?);
-        let at_its_beginning = redo == checkpoint
-            && taken >= second(run.started_at)
-            && taken >= second(run.reset_at);
+        let at_its_beginning =
+            redo == checkpoint && taken >= second(run.started_at) && taken >= second(run.reset_at);
         Ok(Self {
             run,
             after: None,

@@ -181,7 +181,9 @@ impl WireState {
                 self.pending.fetch_sub(1, Ordering::AcqRel);
             }
             b'E' => {
-                if fields(body).any(|(kind, text)| kind == b'V' && matches!(text, b"FATAL" | b"PANIC")) {
+                if fields(body)
+                    .any(|(kind, text)| kind == b'V' && matches!(text, b"FATAL" | b"PANIC"))
+                {
                     self.dismissed.store(true, Ordering::Release);
                 }
                 let Some(code) = sqlstate(body) else { return };

@@ -88,7 +88,9 @@ impl TxOptions {
         match (self.read.is_some(), self.isolation) {
             (false, Isolation::ServerDefault) => "BEGIN READ WRITE",
             (false, Isolation::ReadCommitted) => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
-            (false, Isolation::RepeatableRead) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE",
+            (false, Isolation::RepeatableRead) => {
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE"
+            }
             (false, Isolation::Serializable) => "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE",
             (true, Isolation::ServerDefault) => "BEGIN READ ONLY",
             (true, Isolation::ReadCommitted) => "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY",

@@ -16,7 +16,8 @@ use crate::failure::{OperationError, Place, TransactionError};
 use crate::patroni::{Lsn, SystemId};
 use crate::pool::{Deadline, LeaderPool};
 use crate::retry::{
-    Attempt, Backoff, Cause, Decision, GiveUp, Limits, Outcome, Pause, Phase, Progress, Work, decide,
+    Attempt, Backoff, Cause, Decision, GiveUp, Limits, Outcome, Pause, Phase, Progress, Work,
+    decide,
 };
 use crate::token::CausalToken;
 use crate::topology::Epoch;
@@ -32,9 +33,16 @@ const AFTER: &str =
 
 /// How one attempt ended.
 enum Ended<T, E> {
-    Committed { value: T, token: Option<CausalToken>, settled: bool },
+    Committed {
+        value: T,
+        token: Option<CausalToken>,
+        settled: bool,
+    },
     /// The closure's error, and the failed statement behind it, if there is one.
-    RolledBack { error: E, seen: Option<Seen> },
+    RolledBack {
+        error: E,
+        seen: Option<Seen>,
+    },
     Failed(OperationError),
 }
 
@@ -83,9 +91,11 @@ impl<'a> Run<'a> {
             let Some(seen) = seen else { return Err(error) };
             if let Err(why) = self.again(&seen, epoch).await {
                 return Err(match error {
-                    TransactionError::Failed(error) => TransactionError::Failed(
-                        error.given_up(why, self.attempts, self.first.take()),
-                    ),
+                    TransactionError::Failed(error) => TransactionError::Failed(error.given_up(
+                        why,
+                        self.attempts,
+                        self.first.take(),
+                    )),
                     error @ TransactionError::RolledBack(_) => error,
                 });
             }

@@ -59,11 +59,7 @@ pub(super) enum Settled {
 }
 
 /// Settles the commit behind `note`, by the deadline.
-pub(super) async fn settle(
-    pool: &LeaderPool,
-    note: Option<Note>,
-    deadline: &Deadline,
-) -> Settled {
+pub(super) async fn settle(pool: &LeaderPool, note: Option<Note>, deadline: &Deadline) -> Settled {
     let note = match note {
         Some(Note::Wrote(note)) => note,
         Some(Note::WroteNothing) => return Settled::Committed { token: None },

@@ -48,15 +48,18 @@ impl Writers {
                     let insert = "INSERT INTO account VALUES ($1, $2)";
                     let done =
                         pool.execute_write_with(&options, insert, &[&id, &(writer as i32)]).await;
-                    told.push((id, match done {
-                        Ok(done) => {
-                            acked.fetch_add(1, Ordering::Relaxed);
-                            Told::Committed { settled: done.settled, took: started.elapsed() }
-                        }
-                        Err(error) => {
-                            Told::Failed { outcome: error.outcome(), why: error.to_string() }
-                        }
-                    }));
+                    told.push((
+                        id,
+                        match done {
+                            Ok(done) => {
+                                acked.fetch_add(1, Ordering::Relaxed);
+                                Told::Committed { settled: done.settled, took: started.elapsed() }
+                            }
+                            Err(error) => {
+                                Told::Failed { outcome: error.outcome(), why: error.to_string() }
+                            }
+                        },
+                    ));
                     sleep(Duration::from_millis(20)).await;
                 }
                 told
@@ -262,7 +265,8 @@ pub async fn transactions_end_as_they_say(bed: &Bed) -> anyhow::Result<()> {
     for _ in 0..8 {
         let pool = pool.clone();
         set.spawn(async move {
-            let options = TxOptions::new().isolation(leaderpool::Isolation::RepeatableRead).attempts(200);
+            let options =
+                TxOptions::new().isolation(leaderpool::Isolation::RepeatableRead).attempts(200);
             pool.transaction_with(&options, |tx| async move {
                 let row = tx.query_one("SELECT n FROM tally WHERE id = 1", &[]).await?;
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -277,7 +281,8 @@ pub async fn transactions_end_as_they_say(bed: &Bed) -> anyhow::Result<()> {
     while let Some(done) = set.join_next().await {
         attempts += done??;
     }
-    let row = pool.query_read_with(leaderpool::ReadPolicy::leader(), "SELECT n FROM tally", &[]).await?;
+    let row =
+        pool.query_read_with(leaderpool::ReadPolicy::leader(), "SELECT n FROM tally", &[]).await?;
     ensure!(row.first().context("a row")?.get::<_, i32>(0) == 8, "an update was lost");
     ensure!(attempts > 8, "nobody had to try again");
 
