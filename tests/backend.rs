@@ -217,6 +217,8 @@ async fn replicas_behind(cluster: &Cluster, apps: &[App]) -> Result<()> {
     let nodes = cluster.nodes();
     let replicas = || nodes.iter().map(|node| node.name()).filter(|name| *name != leader);
     for replica in replicas() {
+        // Its manager would resume the replay within a second.
+        cluster.freeze_manager(replica).await?;
         cluster.connect(replica).await?.batch_execute("select pg_wal_replay_pause()").await?;
     }
     let checks = async {
@@ -238,6 +240,7 @@ async fn replicas_behind(cluster: &Cluster, apps: &[App]) -> Result<()> {
     let checked = checks.await;
     for replica in replicas() {
         cluster.connect(replica).await?.batch_execute("select pg_wal_replay_resume()").await?;
+        cluster.thaw_manager(replica).await?;
     }
     checked
 }
