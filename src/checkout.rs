@@ -8,16 +8,31 @@ use deadpool::managed::Object;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::client::{Client, Role};
+use crate::config::WhenNone;
 use crate::describe::describe_leader;
 use crate::error::CheckoutError;
 use crate::hold::HoldError;
 use crate::node::{CheckoutFailure, ConnObject, DialError, Node};
+use crate::patroni::Lsn;
 use crate::pool::{Deadline, Shared, WriteTarget};
 use crate::routing::{Freshness, Ineligible, ReadChoice, ReadPolicy, choose_read, pick_two};
-use crate::topology::Suspicion;
+use crate::token::{CausalToken, Satisfaction, Standing};
+use crate::topology::{ClusterView, Suspicion};
 
 /// The pause before another attempt on a member that just failed, if nothing is heard meanwhile.
 const RETRY_PAUSE: Duration = Duration::from_millis(25);
+
+/// Where a replica's replay has come to; null on a server that is none.
+const REPLAYED: &str = "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN \
+     (pg_catalog.pg_last_wal_replay_lsn() - '0/0'::pg_catalog.pg_lsn)::int8 END";
+
+/// Whether a replica has what a token asks for.
+enum Replayed {
+    Yes,
+    No,
+    /// It did not answer.
+    Lost,
+}
 
 /// One call that wants a connection, counted while it lasts.
 pub(crate) struct Attempt<'a> {
@@ -129,6 +144,15 @@ impl<'a> Attempt<'a> {
             }
             let view = self.shared.view.load_full();
             let nodes = self.shared.nodes.load_full();
+            if let Some(token) = policy.token()
+                && !self.has_standing(&view, token)?
+            {
+                let version = view.version;
+                if !self.changed_unless(|shared| shared.view.load().version != version).await {
+                    return Err(self.token_unknown(token));
+                }
+                continue;
+            }
             let replicas = match choose_read(&view, policy, &avoid, Instant::now()) {
                 // Where only a replica was missing, one may come before a leader does.
                 ReadChoice::Leader
@@ -165,6 +189,32 @@ impl<'a> Attempt<'a> {
             let node = candidates[chosen];
             match node.checkout(self.deadline).await {
                 Ok(object) => {
+                    if let Some(token) = policy.token() {
+                        let patience = policy.replica_patience();
+                        match self.has_replayed(node, &object, token, patience).await {
+                            Replayed::Yes => {}
+                            Replayed::No if policy.when_none == WhenNone::Leader => {
+                                drop(object);
+                                return self.leader(Role::Read).await;
+                            }
+                            Replayed::No if policy.when_none == WhenNone::Wait => {
+                                return Err(self.behind_token(node));
+                            }
+                            Replayed::No => {
+                                avoid.push(node.name.clone());
+                                if avoid.len() >= candidates.len() {
+                                    return Err(self.behind_token(node));
+                                }
+                                continue;
+                            }
+                            Replayed::Lost => {
+                                drop(Object::take(object));
+                                avoid.push(node.name.clone());
+                                self.pause().await?;
+                                continue;
+                            }
+                        }
+                    }
                     let node = Arc::clone(node);
                     return Ok(Client::new(object, node, Role::Read, false, view.epoch));
                 }
@@ -179,6 +229,70 @@ impl<'a> Attempt<'a> {
                     }
                 }
             }
+        }
+    }
+
+    /// Whether the token's write is known to be part of the current history; an error where it is known not
+    /// to be.
+    fn has_standing(&self, view: &ClusterView, token: CausalToken) -> Result<bool, CheckoutError> {
+        let Some(epoch) = view.epoch else { return Ok(false) };
+        let history = self.shared.past.history(view);
+        let why = match token.standing(epoch.system_id, epoch.timeline, &history) {
+            Standing::Valid => return Ok(true),
+            // The view is older than the token, or the switch points are not known yet.
+            Standing::Future | Standing::Unknown => return Ok(false),
+            Standing::OtherCluster => "it comes from another cluster".to_owned(),
+            Standing::Lost { timeline, switch_lsn } => format!(
+                "its write was lost in a failover, when timeline {timeline} was left at {switch_lsn}"
+            ),
+        };
+        Err(CheckoutError::Token { token, why })
+    }
+
+    fn token_unknown(&self, token: CausalToken) -> CheckoutError {
+        let why = "its place in the cluster's history is not known yet".to_owned();
+        CheckoutError::Token { token, why }
+    }
+
+    fn behind_token(&self, node: &Node) -> CheckoutError {
+        self.no_replica(vec![(node.name.clone(), Ineligible::BehindToken)])
+    }
+
+    /// Asks a replica whether it has replayed up to the token, again and again while patience lasts.
+    async fn has_replayed(
+        &self,
+        node: &Node,
+        object: &ConnObject,
+        token: CausalToken,
+        patience: Duration,
+    ) -> Replayed {
+        let until =
+            Instant::now().checked_add(patience).unwrap_or(self.deadline).min(self.deadline);
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let question = object.query_typed(REPLAYED, &[]);
+            let Ok(Ok(rows)) = timeout_at(self.deadline, question).await else {
+                node.suspect(Suspicion::ConnectionLost);
+                return Replayed::Lost;
+            };
+            let view = self.shared.view.load();
+            let answer = rows.first().and_then(|row| {
+                let replayed = Lsn(row.try_get::<_, Option<i64>>(0).ok()??.cast_unsigned());
+                // Its own word, or an older one of it: then the answer is no, for now. What its agent
+                // wrote down may be ahead of what it replays.
+                let timeline = view.members.get(&node.name)?.report()?.timeline;
+                let history = self.shared.past.history(&view);
+                Some(token.satisfied_by(timeline, replayed, &history))
+            });
+            if answer == Some(Satisfaction::Yes) {
+                return Replayed::Yes;
+            }
+            drop(view);
+            if Instant::now() + pause >= until {
+                return Replayed::No;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(20));
         }
     }
 

@@ -10,7 +10,6 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::node::{AFTERMATH, ConnObject, Node, RunSeen};
-use crate::patroni::{HistoryLine, Timeline, parse_history_file};
 use crate::topology::Epoch;
 
 /// How long the rollback of an abandoned transaction may take before the connection is given up.
@@ -123,13 +122,6 @@ impl Client {
 
     pub(crate) fn run_seen(&self) -> Option<RunSeen> {
         self.node.run_seen()
-    }
-
-    /// The switch points in the server's own history file, where the user may read it.
-    pub(crate) async fn read_history(&self, timeline: Timeline) -> Option<Vec<HistoryLine>> {
-        let file = format!("pg_wal/{:08X}.history", timeline.0);
-        let row = self.query_one("SELECT pg_catalog.pg_read_file($1)", &[&file]).await.ok()?;
-        parse_history_file(row.try_get(0).ok()?)
     }
 
     fn conn(&self) -> &ConnObject {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::config::ConfigError;
 use crate::node::DialError;
 use crate::routing::Ineligible;
+use crate::token::CausalToken;
 
 /// Why a pool could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +75,14 @@ pub enum CheckoutError {
         /// Why.
         #[source]
         source: Box<DialError>,
+    },
+    /// The token's write is not part of this cluster's history, and no server has it.
+    #[error("no server has what the token {token} asks for: {why}")]
+    Token {
+        /// The token.
+        token: CausalToken,
+        /// What became of its write.
+        why: String,
     },
     /// The pool was closed.
     #[error("the pool is closed")]

@@ -1,8 +1,8 @@
 //! What a caller holds.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -20,13 +20,13 @@ use crate::config::{Config, ConfigError};
 use crate::describe::{describe_leader, describe_unreachable};
 use crate::error::{CheckoutError, CloseError, ConnectError};
 use crate::failure::{OperationError, TransactionError};
+use crate::history::Past;
 use crate::hold::{Gate, STEP_LIMIT};
 use crate::node::{Demand, Dialer, Node};
 use crate::report::{self, Report};
 use crate::retry::{BudgetConfig, RetryBudget};
 use crate::routing::ReadPolicy;
 use crate::supervisor;
-use crate::token::{CausalToken, TokenRing};
 use crate::topology::{ClusterView, Epoch, TopologyEvent};
 use crate::tx::{Committed, Run, Tx, TxOptions};
 
@@ -100,8 +100,7 @@ pub(crate) struct Shared {
     /// Where writers wait for a leader.
     pub(crate) gate: Gate,
     pub(crate) budget: RetryBudget,
-    /// The tokens given out last, to be told when a failover loses them.
-    pub(crate) tokens: Mutex<TokenRing>,
+    pub(crate) past: Past,
     pub(crate) waiting: AtomicUsize,
     pub(crate) lent: Arc<Lent>,
     pub(crate) closed: AtomicBool,
@@ -210,7 +209,7 @@ impl LeaderPool {
             demand: Arc::new(Demand::new(now)),
             gate: Gate::new(config.pool.max_waiting, STEP_LIMIT),
             budget,
-            tokens: Mutex::new(TokenRing::new(TokenRing::DEFAULT_CAPACITY)),
+            past: Past::new(),
             waiting: AtomicUsize::new(0),
             lent: Arc::default(),
             closed: AtomicBool::new(false),
@@ -419,12 +418,6 @@ impl LeaderPool {
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, OperationError> {
         Run::new(self, &TxOptions::new().read_only(policy)).query(sql, params).await
-    }
-
-    /// Remembers a token that a caller got.
-    pub(crate) fn given_out(&self, token: CausalToken) {
-        let mut tokens = self.shared.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.push(token, Instant::now());
     }
 
     pub(crate) async fn write_until(&self, deadline: &Deadline) -> Result<Client, CheckoutError> {

@@ -7,6 +7,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::describe::describe_leader;
+use crate::history::LostWrites;
 use crate::patroni::{Lsn, ServerAddress, SystemId, Timeline};
 use crate::pool::Shared;
 use crate::topology::{Cadence, Epoch, LeaderState, MemberHealth, SourceKind};
@@ -51,6 +52,8 @@ pub struct Report {
     pub nodes: Vec<NodeReport>,
     /// The last changes of leader, newest first.
     pub failovers: Vec<FailoverReport>,
+    /// Acknowledged commits that failovers dropped, oldest first.
+    pub lost_writes: Vec<LostWrites>,
     /// Keys that were left out of the view, with the reason.
     pub rejected_keys: Vec<(String, String)>,
 }
@@ -216,6 +219,7 @@ pub(crate) fn make(shared: &Shared, now: Instant) -> Report {
         }),
         nodes: members.collect(),
         failovers: failovers.collect(),
+        lost_writes: shared.past.lost(),
         rejected_keys: view.rejected.clone(),
     }
 }

@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, RestConfig};
 use crate::discovery::{EtcdSource, FixedSource, Observation, RestSource, Source};
 use crate::error::ConnectError;
 use crate::node::{Node, NodeContext};
-use crate::patroni::{KeyPrefix, MemberRole};
+use crate::patroni::{KeyPrefix, MemberRole, Timeline};
 use crate::pool::{Shared, WriteTarget};
 use crate::topology::{
-    Action, ClusterView, Event, SourceKind, Topology, TopologyConfig, TopologyEvent,
+    Action, ClusterView, Epoch, Event, SourceKind, Topology, TopologyConfig, TopologyEvent,
 };
 
 /// Events that may wait to be taken in: a burst of every connection of a dead member fits.
@@ -153,6 +153,11 @@ impl Supervisor {
         for action in actions {
             self.carry_out(action, &view);
         }
+        for lost in self.shared.past.look_for_losses(&view) {
+            let (timeline, switch_lsn) = (lost.timeline, lost.switch_lsn);
+            let event = TopologyEvent::WritesLost { timeline, switch_lsn, count: lost.count };
+            self.carry_out(Action::Tell(event), &view);
+        }
         self.shared.changed.send_replace(version);
     }
 
@@ -179,6 +184,7 @@ impl Supervisor {
             }
             Action::Admit { member, epoch, reign } => {
                 if let Some(node) = self.node(&member) {
+                    self.read_history(&node, epoch);
                     self.shared.target.store(Some(Arc::new(WriteTarget { node, reign, epoch })));
                     self.shared.reign.store(reign, Ordering::Release);
                     self.shared.gate.open();
@@ -209,6 +215,21 @@ impl Supervisor {
                 let _ = self.shared.events.send(event);
             }
         }
+    }
+
+    /// Asks a new leader for the switch points of its timeline.
+    fn read_history(&self, node: &Arc<Node>, epoch: Epoch) {
+        if epoch.timeline <= Timeline(1) {
+            return;
+        }
+        let (node, shared) = (Arc::clone(node), Arc::clone(&self.shared));
+        let limit = self.shared.config.postgres.connect_timeout;
+        self.shared.tasks.spawn(async move {
+            let reading = node.read_history(epoch.timeline, Instant::now() + limit);
+            let Ok(Some(history)) = timeout(limit, reading).await else { return };
+            shared.past.learn(epoch.timeline, history);
+            node.probe_now();
+        });
     }
 
     fn node(&self, name: &str) -> Option<Arc<Node>> {
@@ -287,6 +308,9 @@ fn tell(event: &TopologyEvent, view: &ClusterView) {
             tracing::info!(member, %address, "member added");
         }
         TopologyEvent::MemberRemoved { member } => tracing::info!(member, "member removed"),
+        TopologyEvent::WritesLost { timeline, switch_lsn, count } => {
+            tracing::error!(%timeline, %switch_lsn, count, "acknowledged commits were lost");
+        }
         TopologyEvent::KeyRejected { key, reason } => {
             tracing::warn!(key, reason, "key left out");
         }

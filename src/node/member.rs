@@ -20,7 +20,7 @@ use super::manager::{ConnManager, ConnObject, ExpectedId};
 use super::probe;
 use super::run::RunSeen;
 use crate::config::{PoolConfig, ProbeConfig};
-use crate::patroni::ServerAddress;
+use crate::patroni::{HistoryLine, ServerAddress, Timeline, parse_history_file};
 use crate::pool::Lent;
 use crate::topology::{Cadence, Event, MemberSpec, Suspicion};
 
@@ -170,6 +170,18 @@ impl Node {
     /// Asks the server to cancel what the session of `token` is doing.
     pub(crate) async fn cancel(&self, token: CancelToken) -> Result<(), DialError> {
         self.manager().dialer.cancel(&self.address, token).await
+    }
+
+    /// The switch points in the server's own history file; `None` where the user may not read it.
+    pub(crate) async fn read_history(
+        &self,
+        timeline: Timeline,
+        deadline: Instant,
+    ) -> Option<Vec<HistoryLine>> {
+        let object = self.checkout(deadline).await.ok()?;
+        let file = format!("pg_wal/{:08X}.history", timeline.0);
+        let row = object.query_one("SELECT pg_catalog.pg_read_file($1)", &[&file]).await.ok()?;
+        parse_history_file(row.try_get(0).ok()?)
     }
 
     pub(super) fn manager(&self) -> &ConnManager {

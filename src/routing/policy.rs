@@ -7,6 +7,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::config::{ReadConfig, WhenNone};
+use crate::token::CausalToken;
 use crate::topology::{ClusterView, MemberHealth, MemberView};
 
 /// How fresh the data must be.
@@ -23,9 +24,14 @@ pub enum Freshness {
         /// At most this many bytes of WAL behind.
         bytes: Option<u64>,
     },
+    /// A server that has what this token's writer had.
+    After(CausalToken),
     /// The leader only.
     Leader,
 }
+
+/// How long a read with a token waits for a replica before it takes the leader.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Where a read may go.
 ///
@@ -39,6 +45,8 @@ pub struct ReadPolicy {
     pub(crate) freshness: Freshness,
     pub(crate) when_none: WhenNone,
     pub(crate) prefer_tag: Option<(String, String)>,
+    /// Of reads with a token.
+    pub(crate) patience: Option<Duration>,
 }
 
 impl ReadPolicy {
@@ -68,6 +76,22 @@ impl ReadPolicy {
     #[must_use]
     pub fn at_most_bytes_behind(bytes: u64) -> Self {
         Self { freshness: Freshness::Behind { time: None, bytes: Some(bytes) }, ..Self::default() }
+    }
+
+    /// A server that has what the token's writer had: read-your-writes, across connections, processes and
+    /// failovers. A replica is asked whether it has replayed that far, and given 50 ms to; then it is the
+    /// leader's turn. With [`or_wait`](Self::or_wait) it is waited for to the call's deadline, with
+    /// [`or_error`](Self::or_error) not at all.
+    #[must_use]
+    pub fn after(token: CausalToken) -> Self {
+        Self { freshness: Freshness::After(token), ..Self::default() }
+    }
+
+    /// Give a replica this long to replay up to the token, instead of 50 ms.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
     }
 
     /// Go to the leader where no replica qualifies. The default.
@@ -110,14 +134,30 @@ impl ReadPolicy {
             .as_deref()
             .and_then(|tag| tag.split_once('='))
             .map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()));
-        Self { freshness, when_none: config.when_none, prefer_tag }
+        Self { freshness, when_none: config.when_none, prefer_tag, patience: None }
     }
 
     /// The bound on staleness, where there is one.
     pub(crate) fn time_bound(&self) -> Option<Duration> {
         match self.freshness {
             Freshness::Behind { time, .. } => time,
-            Freshness::Any | Freshness::Leader => None,
+            Freshness::Any | Freshness::Leader | Freshness::After(_) => None,
+        }
+    }
+
+    pub(crate) fn token(&self) -> Option<CausalToken> {
+        match self.freshness {
+            Freshness::After(token) => Some(token),
+            Freshness::Any | Freshness::Leader | Freshness::Behind { .. } => None,
+        }
+    }
+
+    /// How long one replica may take to replay up to the token.
+    pub(crate) fn replica_patience(&self) -> Duration {
+        match self.when_none {
+            WhenNone::Leader => self.patience.unwrap_or(PATIENCE),
+            WhenNone::Wait => self.patience.unwrap_or(Duration::MAX),
+            WhenNone::Error => Duration::ZERO,
         }
     }
 }
@@ -153,6 +193,8 @@ pub enum Ineligible {
         /// By how much it is known to be behind at most, in milliseconds.
         behind_ms: u64,
     },
+    /// It has not replayed the token's position.
+    BehindToken,
     /// It is too far behind, in bytes.
     TooFarBehind {
         /// By how much.
@@ -171,6 +213,7 @@ impl fmt::Display for Ineligible {
             Ineligible::NotReplica => f.write_str("is out of recovery without the leader key"),
             Ineligible::FreshnessUnknown => f.write_str("is of unknown freshness"),
             Ineligible::TooOld { behind_ms } => write!(f, "is up to {behind_ms} ms behind"),
+            Ineligible::BehindToken => f.write_str("has not replayed the token's position"),
             Ineligible::TooFarBehind { bytes } => write!(f, "is {bytes} bytes behind"),
         }
     }
@@ -261,6 +304,7 @@ fn ineligible(
     if !report.in_recovery {
         return Some(Ineligible::NotReplica);
     }
+    // Whether it has replayed a token is for the server itself to say; probes are too old to.
     let Freshness::Behind { time, bytes } = freshness else { return None };
     if let Some(bound) = time {
         let Some(staleness) = member.staleness(now) else {

@@ -315,6 +315,16 @@ pub enum TopologyEvent {
         /// The member.
         member: String,
     },
+    /// A failover dropped acknowledged commits that this pool gave tokens for. (Told by the pool; the state
+    /// machine knows no tokens.)
+    WritesLost {
+        /// The timeline that was left.
+        timeline: Timeline,
+        /// Where it was left.
+        switch_lsn: Lsn,
+        /// How many commits.
+        count: usize,
+    },
     /// A key was left out of the view.
     KeyRejected {
         /// The key below the prefix.

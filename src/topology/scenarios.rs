@@ -355,6 +355,7 @@ fn show_action(action: &Action) -> String {
             TopologyEvent::MemberAdded { member, .. } => format!("added {member}"),
             TopologyEvent::MemberRemoved { member } => format!("removed {member}"),
             TopologyEvent::KeyRejected { key, .. } => format!("rejected {key}"),
+            TopologyEvent::WritesLost { .. } => "writes lost".into(),
         },
     }
 }

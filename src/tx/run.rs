@@ -284,7 +284,7 @@ impl<'a> Run<'a> {
                     self.token(inner, Lsn(written.cast_unsigned()))
                 });
                 if let Some(token) = token {
-                    self.pool.given_out(token);
+                    self.pool.shared.past.given_out(token);
                 }
                 return Ended::Committed { value, token, settled: false };
             }

@@ -132,7 +132,7 @@ async fn ask(
         timeline: epoch.timeline,
         lsn: Lsn(row.try_get::<_, i64>(1)?.cast_unsigned()),
     };
-    let history = pool.shared.view.load().history.clone();
+    let history = pool.shared.past.history(&pool.shared.view.load());
     let mut planned = plan(note, leader, None, &history);
     if planned == Plan::AskRestart {
         let restart = Restart {
@@ -141,12 +141,6 @@ async fn ask(
             recovered_to: seen.recovered_to.filter(|_| seen.after == Some(note.run)),
         };
         planned = plan(note, leader, Some(restart), &history);
-    }
-    if planned == Plan::WaitForHistory {
-        // Whoever promoted it writes the switch points down with a delay; the server itself has them.
-        if let Some(history) = client.read_history(epoch.timeline).await {
-            planned = plan(note, leader, None, &history);
-        }
     }
     Ok(match planned {
         Plan::AskStatus(identity @ (Identity::Ours | Identity::PerhapsReused)) => {

@@ -54,6 +54,8 @@ fn main() {
         usage::bounded_staleness_is_kept,
         usage::abandoned_work_leaves_no_mess,
         usage::closing_waits_for_what_is_out,
+        usage::tokens_read_their_own_writes,
+        usage::tokens_know_what_a_failover_kept,
         usage::rest_alone_is_a_source,
         usage::a_host_list_is_a_source,
         outcomes::transactions_end_as_they_say,

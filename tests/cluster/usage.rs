@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::ensure;
-use leaderpool::{CheckoutError, Config, LeaderPool, ReadPolicy, Role};
+use anyhow::{Context, ensure};
+use leaderpool::patroni::{Lsn, SystemId, Timeline};
+use leaderpool::{CausalToken, CheckoutError, Config, LeaderPool, ReadPolicy, Role, TxOptions};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::account::Account;
@@ -218,5 +219,120 @@ pub async fn a_host_list_is_a_source(bed: &Bed) -> anyhow::Result<()> {
         account.first_ack_elsewhere(Instant::now(), &format!("127.0.0.1:{port}")).await?;
     ensure!(node.ends_with(&bed.cluster.node(&new)?.postgres_port().to_string()), "{node}");
     account.close(bed, false).await?;
+    Ok(pool.close().await?)
+}
+
+/// Whoever holds the token of a write reads it, from wherever, while replicas stop and go.
+pub async fn tokens_read_their_own_writes(bed: &Bed) -> anyhow::Result<()> {
+    let (writes, reads) = (bed.pool().await?, bed.pool().await?);
+    let primary = bed.cluster.primary().await?;
+    let mut replicas = Vec::new();
+    for node in bed.cluster.nodes().iter().filter(|node| node.name() != primary) {
+        // Its manager would resume the replay.
+        bed.cluster.freeze_manager(node.name()).await?;
+        replicas.push(bed.cluster.connect(node.name()).await?);
+    }
+    let result = async {
+        let mut pairs = tokio::task::JoinSet::new();
+        for worker in 0..8_i64 {
+            let (writes, reads) = (writes.clone(), reads.clone());
+            pairs.spawn(async move {
+                let mut from_replicas = 0;
+                for number in 0..150_i64 {
+                    let id = worker * 1000 + number;
+                    let options = TxOptions::new();
+                    let insert = "INSERT INTO account VALUES ($1, 0)";
+                    let done = writes.execute_write_with(&options, insert, &[&id]).await?;
+                    let token = done.token.context("a write gives a token")?;
+                    // As another process would get it.
+                    let token: CausalToken = token.to_string().parse()?;
+                    let client = reads.read_with(ReadPolicy::after(token)).await?;
+                    let found = client
+                        .query_one("SELECT count(*) FROM account WHERE id = $1", &[&id])
+                        .await?;
+                    ensure!(found.get::<_, i64>(0) == 1, "a stale read from {}", client.node());
+                    from_replicas += usize::from(!client.is_leader());
+                }
+                anyhow::Ok(from_replicas)
+            });
+        }
+        let mut from_replicas = 0;
+        let mut paused = false;
+        let until = Instant::now() + Duration::from_secs(12);
+        while !pairs.is_empty() {
+            ensure!(Instant::now() < until, "too slow: the managers must not stay frozen");
+            paused = !paused;
+            let command = if paused { "pg_wal_replay_pause" } else { "pg_wal_replay_resume" };
+            for replica in &replicas {
+                replica.batch_execute(&format!("SELECT {command}()")).await?;
+            }
+            let wait = Instant::now() + Duration::from_millis(120);
+            while let Ok(Some(done)) = tokio::time::timeout_at(wait, pairs.join_next()).await {
+                from_replicas += done??;
+            }
+        }
+        eprintln!("  1200 pairs, {from_replicas} read from replicas");
+        ensure!(from_replicas > 100 && from_replicas < 1200, "all from one side: {from_replicas}");
+        anyhow::Ok(())
+    }
+    .await;
+    for (replica, node) in
+        replicas.iter().zip(bed.cluster.nodes().iter().filter(|node| node.name() != primary))
+    {
+        replica.batch_execute("SELECT pg_wal_replay_resume()").await?;
+        bed.cluster.thaw_manager(node.name()).await?;
+    }
+    result?;
+
+    // A token of another cluster is told apart at once.
+    let token = CausalToken { system_id: SystemId(1), timeline: Timeline(1), lsn: Lsn(1) };
+    let error = reads.read_with(ReadPolicy::after(token)).await.expect_err("not of this cluster");
+    ensure!(matches!(error, CheckoutError::Token { .. }), "{error}");
+    writes.close().await?;
+    Ok(reads.close().await?)
+}
+
+/// A token stays good across a failover that kept its write; one beyond the switch point says that it is
+/// lost, and the pool that gave it out reports it.
+pub async fn tokens_know_what_a_failover_kept(bed: &Bed) -> anyhow::Result<()> {
+    let pool = bed.pool().await?;
+    let old = bed.cluster.primary().await?;
+    let insert = "INSERT INTO account VALUES ($1, 0)";
+    let kept = pool.execute_write_with(&TxOptions::new(), insert, &[&1_i64]).await?;
+    let kept = kept.token.context("a token")?;
+    // Once a replica has it, stop the senders, so that the next commit stays where it is.
+    pool.read_with(ReadPolicy::after(kept).or_wait()).await?;
+    let senders = bed
+        .cluster
+        .connect(&old)
+        .await?
+        .query("SELECT pid::text FROM pg_stat_replication", &[])
+        .await?;
+    ensure!(senders.len() == 2, "{} senders", senders.len());
+    let pids = senders.iter().map(|row| row.get::<_, String>(0));
+    let stopped = std::process::Command::new("kill").arg("-STOP").args(pids).status()?;
+    ensure!(stopped.success());
+    let lost = pool.execute_write_with(&TxOptions::new(), insert, &[&2_i64]).await;
+    bed.cluster.kill_node(&old).await?;
+    let lost = lost?.token.context("a token")?;
+    let client = pool.write_within(Duration::from_secs(60)).await?;
+    ensure!(client.node() != old);
+    drop(client);
+    let client = pool.read_with(ReadPolicy::after(kept)).await?;
+    let row = client.query_one("SELECT count(*) FROM account WHERE id = 1", &[]).await?;
+    ensure!(row.get::<_, i64>(0) == 1, "a kept write is not there");
+    drop(client);
+    let rows = pool.query_read_with(ReadPolicy::leader(), "SELECT id FROM account", &[]).await?;
+    ensure!(rows.len() == 1, "the commit had left the machine after all");
+    let error = pool.read_with(ReadPolicy::after(lost)).await.expect_err("its write is lost");
+    ensure!(error.to_string().contains("lost in a failover"), "{error}");
+    let report = eventually("the loss is reported", Duration::from_secs(20), async || {
+        let report = pool.report();
+        if report.lost_writes.is_empty() { Err("nothing".to_owned()) } else { Ok(report) }
+    })
+    .await?;
+    ensure!(report.lost_writes[0].count == 1 && report.lost_writes[0].last == lost);
+    bed.cluster.start_node(&old).await?;
+    bed.cluster.wait_healthy(Duration::from_secs(60)).await?;
     Ok(pool.close().await?)
 }
