@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::address::ServerAddress;
 use super::lsn::{Lsn, SystemId, Timeline};
 use super::snapshot::{ClusterSnapshot, LeaderKey, RejectedKey};
-use super::values::{FailoverRequest, Member, MemberState, ServerAddress, Tags, ValueError};
+use super::values::{FailoverRequest, Member, MemberState, Tags, ValueError};
 
 /// The body of `GET /cluster`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -96,7 +97,7 @@ impl RestMember {
             return Err(reject(format!("no address yet (state {:?})", self.state)));
         };
         let address = ServerAddress { host: host.clone(), port };
-        let conn_url = format!("postgres://{address}/postgres");
+        let conn_url = address.to_conn_url();
         ServerAddress::from_conn_url(&conn_url).map_err(|error| reject(error.to_string()))?;
         let role = serde_json::from_value(Value::String(self.role.clone()))
             .map_err(|error| reject(error.to_string()))?;
