@@ -36,7 +36,7 @@ down: ## stops the system
 	@$(TESTBED) down
 
 test: deps ## every test, on real clusters too (ARGS="--test cluster -- node")
-	RUST_BACKTRACE=0 cargo test --workspace $(ARGS)
+	RUST_BACKTRACE=0 cargo test --workspace --no-fail-fast $(ARGS)
 
 lint: deps ## format, clippy, documentation, package; licences, by cargo-deny
 	cargo fmt --all --check
