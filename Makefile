@@ -24,11 +24,11 @@ up: deps ## the whole system in the background; FAST=1: 20/1/3, not 30/10/10
 	@$(TESTBED) up $(SPEED)
 
 status: ## who leads, who follows; fails if the system is not healthy
-	@$(BUILD) --quiet
+	@[ -x $(TESTBED) ] || $(BUILD)
 	@$(TESTBED) status
 
 failover: ## kills the leader, tells the story (KIND=node, postmaster, switchover)
-	@$(BUILD) --quiet
+	@[ -x $(TESTBED) ] || $(BUILD)
 	@$(TESTBED) failover --kind $(KIND)
 
 down: ## stops the system
