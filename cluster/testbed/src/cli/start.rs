@@ -110,7 +110,16 @@ pub(super) fn tell(progress: Progress<'_>) {
     let _ = out.flush();
 }
 
-/// Ends a line that `tell` has begun, if it has.
+/// Prints what another process has told so.
+pub(super) fn pass_on(text: &[u8]) {
+    if let Some(last) = text.last() {
+        IN_A_LINE.store(*last != b'\n', Ordering::Relaxed);
+        let mut out = std::io::stdout();
+        let _ = out.write_all(text).and_then(|()| out.flush());
+    }
+}
+
+/// Ends a line that was begun, if one was.
 pub(super) fn break_line() {
     if IN_A_LINE.swap(false, Ordering::Relaxed) {
         let _ = writeln!(std::io::stdout());

@@ -1,7 +1,7 @@
 //! `up`: the system in the background, held by a process of its own.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::time::{Instant, interval};
 use super::events::{Events, Tone};
 use super::look::look;
 use super::place::Place;
-use super::start::{Options, break_line};
+use super::start::{Options, break_line, pass_on};
 use super::supervise::supervise;
 use super::system::System;
 use super::{Signals, down, say, status};
@@ -64,6 +64,7 @@ impl Up {
             () = signals.next() => Err(anyhow::anyhow!("interrupted while it was starting; it was stopped")),
         };
         if let Err(error) = waited {
+            break_line();
             if child.try_wait()?.is_none() {
                 down::end(&place, child.id()).await?;
                 let _ = child.wait();
@@ -124,8 +125,7 @@ async fn follow(place: &Place, child: &mut Child) -> Result<()> {
         let ready = find(&text, READY);
         let refusal = find(&text, REFUSAL);
         let until = ready.or(refusal).unwrap_or(text.len());
-        let mut out = std::io::stdout();
-        let _ = out.write_all(&text[shown..until]).and_then(|()| out.flush());
+        pass_on(&text[shown..until]);
         shown = until;
         if ready.is_some() {
             return Ok(());
@@ -138,7 +138,6 @@ async fn follow(place: &Place, child: &mut Child) -> Result<()> {
             bail!("the system did not come up ({status}); its log is {}", place.log().display());
         }
         if Instant::now() > end {
-            break_line();
             bail!(
                 "not healthy after {DEADLINE:?}; its log is {}\n{}",
                 place.log().display(),
