@@ -2,7 +2,7 @@
 //! beside that bare pool through HAProxy. All three take turns in one run, so that the machine's moods
 //! meet all of them; each figure is the median of the ratios of neighbouring rounds.
 //!
-//! `cargo bench --bench overhead`; `-- --rounds N` for more rounds than 60.
+//! `cargo bench --bench overhead`; `-- --rounds N` for more rounds than 400.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use leaderpool_testbed::ClusterBuilder;
 use tokio::time::Instant;
 use tokio_postgres::NoTls;
 
-/// Operations in one round of one contender.
-const PER_ROUND: usize = 1500;
+/// Operations in one round of one contender: some milliseconds, so that neighbours meet the same weather.
+const PER_ROUND: usize = 240;
 /// Callers at once in the concurrent part; the pools hold half as many connections.
 const CALLERS: usize = 8;
 
@@ -87,7 +87,7 @@ fn quartiles(mut values: Vec<f64>) -> (f64, f64) {
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip_while(|argument| argument != "--rounds").skip(1);
-    let rounds = arguments.next().map_or(Ok(60), |rounds| rounds.parse())?;
+    let rounds = arguments.next().map_or(Ok(400), |rounds| rounds.parse())?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(run(rounds))

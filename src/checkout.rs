@@ -82,7 +82,7 @@ impl<'a> Attempt<'a> {
             };
             match target.node.checkout(self.deadline).await {
                 Ok(mut object) => {
-                    if object.verified_reign != target.reign
+                    if object.verified_reign() != target.reign
                         && !self.verify(&target, &mut object).await
                     {
                         drop(Object::take(object));
@@ -118,7 +118,7 @@ impl<'a> Attempt<'a> {
         let question = object.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]);
         let suspicion = match timeout_at(limit, question).await {
             Ok(Ok(row)) if row.try_get(0).ok() == Some(false) => {
-                object.verified_reign = target.reign;
+                object.verified_in(target.reign);
                 return true;
             }
             Ok(Ok(_)) => Suspicion::ReadOnly,

@@ -1,15 +1,15 @@
 //! A pooled connection: the driver's client, and what is known about it.
 
 use std::ops::{Deref, DerefMut};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::ClientWrapper;
 use futures_util::future::poll_fn;
+use tokio::runtime::Handle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{sleep, timeout};
 use tokio_postgres::{AsyncMessage, Connection};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::dial::Dialed;
@@ -23,20 +23,27 @@ const GOODBYE: Duration = Duration::from_secs(1);
 
 /// A connection of a member's pool. Derefs to [`ClientWrapper`], the client of `deadpool-postgres`, and
 /// through it to [`tokio_postgres::Client`].
-pub struct Conn {
+///
+/// Boxed: a checkout moves it through several hands.
+pub struct Conn(Box<Inner>);
+
+struct Inner {
     client: ClientWrapper,
     wire: Arc<WireState>,
     /// The reign under which it was last verified as the primary's; 0 for never.
-    pub(crate) verified_reign: u64,
-    closing: CancellationToken,
+    verified_reign: u64,
     line: Arc<FenceLine>,
+    driver: Option<JoinHandle<()>>,
+    timer: AbortHandle,
+    tasks: TaskTracker,
+    runtime: Handle,
 }
 
 impl std::fmt::Debug for Conn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Conn")
-            .field("wire", &self.wire)
-            .field("verified_reign", &self.verified_reign)
+            .field("wire", &self.0.wire)
+            .field("verified_reign", &self.0.verified_reign)
             .finish_non_exhaustive()
     }
 }
@@ -50,44 +57,56 @@ impl Conn {
         line: Arc<FenceLine>,
         lifetime: Duration,
     ) -> Self {
-        let closing = CancellationToken::new();
-        let driver = drive(
-            dialed.connection,
-            Arc::clone(&wire),
-            Arc::clone(&line),
-            closing.clone(),
-            lifetime,
-        );
-        tasks.spawn(driver);
-        Self {
+        let runtime = Handle::current();
+        let driver = tasks.spawn(drive(dialed.connection, Arc::clone(&wire)));
+        line.stand_behind(&wire, driver.abort_handle());
+        let aging = Arc::clone(&wire);
+        // A task of its own: the driver is woken for each message, and would look at the clock each time.
+        let timer = tasks.spawn(async move {
+            sleep(lifetime).await;
+            aging.expire();
+        });
+        Self(Box::new(Inner {
             // The wrapper aborts the task it is given when it is dropped, before the driver could say
             // goodbye to the server; so it gets one that has nothing to do.
             client: ClientWrapper::new(dialed.client, tokio::spawn(async {})),
             wire,
             verified_reign: 0,
-            closing,
             line,
-        }
+            driver: Some(driver),
+            timer: timer.abort_handle(),
+            tasks: tasks.clone(),
+            runtime,
+        }))
+    }
+
+    /// The reign under which it was last verified as the primary's; 0 for never.
+    pub(crate) fn verified_reign(&self) -> u64 {
+        self.0.verified_reign
+    }
+
+    pub(crate) fn verified_in(&mut self, reign: u64) {
+        self.0.verified_reign = reign;
     }
 
     pub(crate) fn wire(&self) -> &Arc<WireState> {
-        &self.wire
+        &self.0.wire
     }
 
     /// Whether the pool itself ended it, as its node was demoted.
     pub(crate) fn was_cut(&self) -> bool {
-        self.line.has_fallen()
+        self.0.line.has_fallen()
     }
 
     /// Whether it was cut, is over age, or the server is gone.
     pub(crate) fn is_dead(&self) -> bool {
-        self.line.has_fallen() || self.wire.has_expired() || self.client.is_closed()
+        self.0.line.has_fallen() || self.0.wire.has_expired() || self.0.client.is_closed()
     }
 
     /// Why the connection ended, where that is known: the driver's own errors do not tell.
     #[must_use]
     pub fn end_cause(&self) -> Option<String> {
-        self.wire.cause()
+        self.0.wire.cause()
     }
 }
 
@@ -95,63 +114,50 @@ impl Deref for Conn {
     type Target = ClientWrapper;
 
     fn deref(&self) -> &ClientWrapper {
-        &self.client
+        &self.0.client
     }
 }
 
 impl DerefMut for Conn {
     fn deref_mut(&mut self) -> &mut ClientWrapper {
-        &mut self.client
+        &mut self.0.client
     }
 }
 
-impl Drop for Conn {
+impl Drop for Inner {
     fn drop(&mut self) {
-        self.closing.cancel();
+        self.wire.close();
+        self.timer.abort();
+        if let Some(mut driver) = self.driver.take()
+            && !driver.is_finished()
+        {
+            // It says goodbye once the client is gone, which is when this returns.
+            let goodbye = async move {
+                if timeout(GOODBYE, &mut driver).await.is_err() {
+                    driver.abort();
+                }
+            };
+            self.tasks.spawn_on(goodbye, &self.runtime);
+        }
     }
 }
 
 /// Moves messages until the connection ends, and remembers why it did.
-async fn drive(
-    mut connection: Connection<Wire, Wire>,
-    wire: Arc<WireState>,
-    line: Arc<FenceLine>,
-    closing: CancellationToken,
-    lifetime: Duration,
-) {
-    let mut aged = pin!(sleep(lifetime));
-    let ended = async {
-        loop {
-            match poll_fn(|cx| connection.poll_message(cx)).await {
-                Some(Ok(AsyncMessage::Notice(notice))) => {
-                    tracing::debug!(severity = notice.severity(), "{}", notice.message());
-                }
-                Some(Ok(_)) => {}
-                Some(Err(error)) => {
-                    wire.set_cause(|| with_causes(&error));
-                    break;
-                }
-                None => break,
+async fn drive(mut connection: Connection<Wire, Wire>, wire: Arc<WireState>) {
+    loop {
+        match poll_fn(|cx| connection.poll_message(cx)).await {
+            Some(Ok(AsyncMessage::Notice(notice))) => {
+                tracing::debug!(severity = notice.severity(), "{}", notice.message());
             }
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                wire.set_cause(|| with_causes(&error));
+                break;
+            }
+            None => break,
         }
-    };
-    let mut ended = pin!(ended);
-    let closed_by_us = loop {
-        tokio::select! {
-            () = &mut ended => break closing.is_cancelled(),
-            () = line.token.cancelled() => {
-                wire.set_cause(|| "cut: the node is not this cluster's primary any more".into());
-                break true;
-            }
-            () = closing.cancelled() => {
-                let _ = timeout(GOODBYE, ended).await;
-                break true;
-            }
-            // Whoever has it may finish; it is only not lent out again.
-            () = &mut aged, if !wire.has_expired() => wire.expire(),
-        }
-    };
-    if !closed_by_us {
+    }
+    if !wire.is_closing() {
         wire.set_cause(|| "the server closed the connection".into());
         wire.suspect(Suspicion::ConnectionLost);
     }

@@ -1,14 +1,18 @@
 //! One member of the cluster, as the pool holds it.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use deadpool::Runtime;
 use deadpool::managed::{Pool, PoolError, Status, Timeouts};
+use futures_util::future::poll_fn;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::CancelToken;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +23,7 @@ use super::load::Load;
 use super::manager::{ConnManager, ConnObject, ExpectedId};
 use super::probe;
 use super::run::RunSeen;
+use super::wire::WireState;
 use crate::config::{PoolConfig, ProbeConfig};
 use crate::patroni::{HistoryLine, ServerAddress, Timeline, parse_history_file};
 use crate::pool::Lent;
@@ -31,15 +36,39 @@ pub(crate) struct Fence(ArcSwap<FenceLine>);
 /// The connections that one fall of the fence cuts.
 #[derive(Debug, Default)]
 pub(crate) struct FenceLine {
-    /// Wakes the drivers.
-    pub(super) token: CancellationToken,
-    /// The same for the checkout, where a lock would cost as much as all the rest.
     fallen: AtomicBool,
+    behind: Mutex<Vec<(Arc<WireState>, AbortHandle)>>,
 }
 
 impl FenceLine {
     pub(super) fn has_fallen(&self) -> bool {
         self.fallen.load(Ordering::Acquire)
+    }
+
+    /// Puts a connection behind the line, by its driver; where it has fallen already the connection ends.
+    pub(super) fn stand_behind(&self, wire: &Arc<WireState>, driver: AbortHandle) {
+        let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        behind.retain(|(_, driver)| !driver.is_finished());
+        behind.push((Arc::clone(wire), driver));
+        drop(behind);
+        // `fall` says so first and looks at the list then, so that no connection slips through.
+        if self.has_fallen() {
+            self.cut();
+        }
+    }
+
+    fn fall(&self) {
+        self.fallen.store(true, Ordering::SeqCst);
+        self.cut();
+    }
+
+    fn cut(&self) {
+        let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        for (wire, driver) in behind.drain(..) {
+            wire.set_cause(|| "cut: the node is not this cluster's primary any more".into());
+            wire.close();
+            driver.abort();
+        }
     }
 }
 
@@ -49,9 +78,7 @@ impl Fence {
     }
 
     fn fall(&self) {
-        let line = self.0.swap(Arc::default());
-        line.fallen.store(true, Ordering::Release);
-        line.token.cancel();
+        self.0.swap(Arc::default()).fall();
     }
 }
 
@@ -142,7 +169,14 @@ impl Node {
     /// A connection, by `deadline`, dialling included.
     pub(crate) async fn checkout(&self, deadline: Instant) -> Result<ConnObject, CheckoutFailure> {
         let timeouts = Timeouts::default();
-        match timeout_at(deadline, self.pool.timeout_get(&timeouts)).await {
+        let mut get = pin!(self.pool.timeout_get(&timeouts));
+        // An idle connection is there at once; only who has to wait needs a timer.
+        let at_once = poll_fn(|cx| Poll::Ready(get.as_mut().poll(cx))).await;
+        let got = match at_once {
+            Poll::Ready(got) => Ok(got),
+            Poll::Pending => timeout_at(deadline, get).await,
+        };
+        match got {
             Ok(Ok(object)) => Ok(object),
             Ok(Err(PoolError::Backend(error))) => {
                 self.load.failure();

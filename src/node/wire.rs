@@ -41,6 +41,7 @@ pub(crate) struct WireState {
     /// Whether somebody waits for `answered`: mostly nobody does, and telling nobody takes a lock.
     awaited: AtomicBool,
     expired: AtomicBool,
+    closing: AtomicBool,
 }
 
 impl std::fmt::Debug for WireState {
@@ -66,6 +67,7 @@ impl WireState {
             answered: Notify::new(),
             awaited: AtomicBool::new(false),
             expired: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
         }
     }
 
@@ -101,6 +103,15 @@ impl WireState {
     /// Whether the connection is too old to be lent out again.
     pub(crate) fn has_expired(&self) -> bool {
         self.expired.load(Ordering::Acquire)
+    }
+
+    /// The pool itself ends the connection: its end is no news of the server.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
     }
 
     pub(super) fn expire(&self) {
