@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use deadpool::managed::Object;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::client::{Client, Role};
 use crate::config::WhenNone;
@@ -39,18 +39,21 @@ pub(crate) struct Attempt<'a> {
     shared: &'a Shared,
     started: Instant,
     deadline: Instant,
-    first_error: Option<Box<DialError>>,
+    first_error: Option<(String, Box<DialError>)>,
 }
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.shared.lent.end();
     }
 }
 
 impl<'a> Attempt<'a> {
     pub(crate) fn begin(shared: &'a Shared, deadline: &Deadline) -> Result<Self, CheckoutError> {
         let limit = shared.config.pool.max_waiting;
+        // Counted as lent from the start, so that `close` waits for checkouts that are under way.
+        shared.lent.begin();
         let waiting = shared.waiting.fetch_add(1, Ordering::AcqRel);
         let Deadline { started, at } = *deadline;
         let attempt = Self { shared, started, deadline: at, first_error: None };
@@ -63,7 +66,7 @@ impl<'a> Attempt<'a> {
     /// A connection to the leader.
     pub(crate) async fn leader(mut self, role: Role) -> Result<Client, CheckoutError> {
         loop {
-            if self.shared.closed.load(Ordering::Acquire) {
+            if self.is_closed() {
                 return Err(CheckoutError::Closed);
             }
             // Held here while there is no leader. Kept until the connection is there, or is not to be had.
@@ -80,7 +83,13 @@ impl<'a> Attempt<'a> {
                 self.pause().await?;
                 continue;
             };
-            match target.node.checkout(self.deadline).await {
+            // Not longer than the reign: a frozen node's pool must not keep those who wait for it.
+            let got = tokio::select! {
+                biased;
+                got = target.node.checkout(self.deadline) => got,
+                () = self.reign_ended(target.reign) => continue,
+            };
+            match got {
                 Ok(mut object) => {
                     if object.verified_reign() != target.reign
                         && !self.verify(&target, &mut object).await
@@ -89,6 +98,9 @@ impl<'a> Attempt<'a> {
                         drop(permit);
                         self.pause().await?;
                         continue;
+                    }
+                    if self.is_closed() {
+                        return Err(CheckoutError::Closed);
                     }
                     // The reign may have ended while the connection was made ready.
                     if self.shared.reign.load(Ordering::Acquire) == target.reign {
@@ -108,6 +120,20 @@ impl<'a> Attempt<'a> {
                     drop(permit);
                     self.failed(&target.node, failure).await?;
                 }
+            }
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.shared.closed.load(Ordering::SeqCst)
+    }
+
+    /// Returns when another reign is admitted, or none.
+    async fn reign_ended(&self, reign: u64) {
+        let mut changed = self.shared.changed.subscribe();
+        while self.shared.reign.load(Ordering::Acquire) == reign {
+            if changed.changed().await.is_err() {
+                return;
             }
         }
     }
@@ -139,7 +165,7 @@ impl<'a> Attempt<'a> {
             }
         }
         loop {
-            if self.shared.closed.load(Ordering::Acquire) {
+            if self.is_closed() {
                 return Err(CheckoutError::Closed);
             }
             let view = self.shared.view.load_full();
@@ -160,7 +186,11 @@ impl<'a> Attempt<'a> {
                         && self.shared.target.load().is_none() =>
                 {
                     let version = view.version;
-                    if !self.changed_unless(|shared| shared.view.load().version != version).await {
+                    // The view is published before the target.
+                    let moved = |shared: &Shared| {
+                        shared.view.load().version != version || shared.target.load().is_some()
+                    };
+                    if !self.changed_unless(moved).await {
                         return Err(self.no_leader());
                     }
                     continue;
@@ -202,7 +232,7 @@ impl<'a> Attempt<'a> {
                             }
                             Replayed::No => {
                                 avoid.push(node.name.clone());
-                                if avoid.len() >= candidates.len() {
+                                if candidates.iter().all(|node| avoid.contains(&node.name)) {
                                     return Err(self.behind_token(node));
                                 }
                                 continue;
@@ -215,20 +245,42 @@ impl<'a> Attempt<'a> {
                             }
                         }
                     }
+                    if self.is_closed() {
+                        return Err(CheckoutError::Closed);
+                    }
+                    // Waiting for the connection may have made it too old for this read.
+                    if !self.still_chosen(&view, policy, &node.name) {
+                        continue;
+                    }
                     let node = Arc::clone(node);
                     return Ok(Client::new(object, node, Role::Read, false, view.epoch));
                 }
                 Err(failure) => {
                     avoid.push(node.name.clone());
-                    // Another one is tried at once; only when all have failed is there a pause.
-                    if avoid.len() < candidates.len() {
-                        self.note(failure, node)?;
-                    } else {
+                    let refused = self.note(failure, node);
+                    // Another one is tried at once; only when all have failed is there a pause, or an
+                    // error where waiting would not help.
+                    if candidates.iter().all(|node| avoid.contains(&node.name)) {
+                        refused?;
                         avoid.clear();
-                        self.failed(node, failure).await?;
+                        self.pause().await?;
                     }
                 }
             }
+        }
+    }
+
+    /// Whether `name` is still a choice, where the view has changed since `view`.
+    fn still_chosen(&self, view: &ClusterView, policy: &ReadPolicy, name: &str) -> bool {
+        let now = self.shared.view.load();
+        if now.version == view.version && policy.time_bound().is_none() {
+            return true;
+        }
+        // A preference for a tag is no condition.
+        let any = ReadPolicy { prefer_tag: None, ..policy.clone() };
+        match choose_read(&now, &any, &[], Instant::now()) {
+            ReadChoice::Replicas(members) => members.iter().any(|member| member.name == name),
+            ReadChoice::Leader | ReadChoice::Wait(_) | ReadChoice::Refuse(_) => false,
         }
     }
 
@@ -309,7 +361,7 @@ impl<'a> Attempt<'a> {
     fn note(&mut self, failure: CheckoutFailure, node: &Node) -> Result<(), CheckoutError> {
         match failure {
             CheckoutFailure::Dial(error) if error.is_transient() => {
-                self.first_error.get_or_insert(Box::new(error));
+                self.first_error.get_or_insert_with(|| (node.name.clone(), Box::new(error)));
                 Ok(())
             }
             CheckoutFailure::Dial(source) => {
@@ -325,32 +377,47 @@ impl<'a> Attempt<'a> {
         self.pause().await
     }
 
-    /// Waits a moment, or until the view changes.
+    /// Waits a moment, or until another leader is admitted.
     async fn pause(&mut self) -> Result<(), CheckoutError> {
-        if Instant::now() + RETRY_PAUSE >= self.deadline {
-            return Err(self.no_leader());
+        let until = Instant::now() + RETRY_PAUSE;
+        if until >= self.deadline {
+            return Err(self.out_of_time());
         }
-        let mut changed = self.shared.changed.subscribe();
+        // Only another reign ends it early: each failed attempt is news too, and would end it at once.
+        let reign = self.shared.reign.load(Ordering::Acquire);
         tokio::select! {
-            _ = changed.changed() => {}
-            () = sleep(RETRY_PAUSE) => {}
+            () = self.reign_ended(reign) => {}
+            () = sleep_until(until) => {}
         }
         Ok(())
     }
 
+    /// Where a leader is admitted it is not the leader that is missing.
+    fn out_of_time(&mut self) -> CheckoutError {
+        match self.first_error.take() {
+            Some((node, source)) if self.shared.target.load().is_some() => {
+                CheckoutError::Refused { node, source }
+            }
+            first_error => {
+                self.first_error = first_error;
+                self.no_leader()
+            }
+        }
+    }
+
     fn no_leader(&mut self) -> CheckoutError {
-        if self.shared.closed.load(Ordering::Acquire) {
+        if self.is_closed() {
             return CheckoutError::Closed;
         }
         CheckoutError::NoLeader {
             waited: self.started.elapsed(),
             state: describe_leader(&self.shared.view.load()),
-            first_error: self.first_error.take(),
+            first_error: self.first_error.take().map(|(_, error)| error),
         }
     }
 
     fn no_replica(&self, reasons: Vec<(String, Ineligible)>) -> CheckoutError {
-        if self.shared.closed.load(Ordering::Acquire) {
+        if self.is_closed() {
             return CheckoutError::Closed;
         }
         CheckoutError::NoReplica { waited: self.started.elapsed(), reasons }
@@ -361,7 +428,7 @@ impl<'a> Attempt<'a> {
             node: node.name.clone(),
             waited: self.started.elapsed(),
             max_size: self.shared.config.pool.max_size,
-            first_error: self.first_error.take(),
+            first_error: self.first_error.take().map(|(_, error)| error),
         }
     }
 }

@@ -286,7 +286,7 @@ impl LeaderPool {
         let shared = &self.shared;
         let started = Instant::now();
         let limit = shared.config.pool.close_timeout;
-        shared.closed.store(true, Ordering::Release);
+        shared.closed.store(true, Ordering::SeqCst);
         shared.gate.shut();
         shared.nodes.load().values().for_each(|node| node.close());
         shared.changed.send_modify(|version| *version += 1);

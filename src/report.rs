@@ -212,7 +212,7 @@ pub(crate) fn make(shared: &Shared, now: Instant) -> Report {
         waiting: shared.waiting.load(Ordering::Relaxed),
         held: shared.gate.waiting(),
         held_peak: shared.gate.peak(),
-        lent: shared.lent.now(),
+        lent: shared.lent.now().saturating_sub(shared.waiting.load(Ordering::Relaxed)),
         switchover: view.switchover.as_ref().map(|request| {
             let name = |name: &Option<String>| name.clone().unwrap_or_else(|| "any".into());
             format!("{} -> {}", name(&request.leader), name(&request.member))

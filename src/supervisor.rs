@@ -184,10 +184,11 @@ impl Supervisor {
             }
             Action::Admit { member, epoch, reign } => {
                 if let Some(node) = self.node(&member) {
-                    self.read_history(&node, epoch);
+                    let leader = Arc::clone(&node);
                     self.shared.target.store(Some(Arc::new(WriteTarget { node, reign, epoch })));
                     self.shared.reign.store(reign, Ordering::Release);
                     self.shared.gate.open();
+                    self.read_history(&leader, epoch);
                 }
             }
             Action::Withdraw { .. } => {

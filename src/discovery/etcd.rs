@@ -32,6 +32,8 @@ use crate::topology::SourceKind;
 const KEEPALIVE: Duration = Duration::from_secs(1);
 /// Without an answer for this long the source says so, even before every endpoint was tried.
 const SILENCE: Duration = Duration::from_millis(2500);
+/// Following an endpoint that ends sooner has not worked.
+const SHORT_LIVED: Duration = Duration::from_secs(1);
 /// The pause after a round in which no endpoint answered.
 const ROUND_PAUSE: Duration = Duration::from_millis(250);
 
@@ -198,7 +200,7 @@ impl EtcdSource {
         let mut contact: Option<Instant> = None;
         let mut current = 0;
         loop {
-            let before = contact;
+            let (before, began) = (contact, Instant::now());
             let endpoint = self.config.endpoints[current].as_str();
             let End::Failed(reason) = self.follow(endpoint, &out, &mut contact).await else {
                 return;
@@ -221,6 +223,9 @@ impl EtcdSource {
             }
             if round_over {
                 failures.clear();
+            }
+            // One that answers and then fails at once must not be asked without end either.
+            if round_over || (contact != before && began.elapsed() < SHORT_LIVED) {
                 sleep(ROUND_PAUSE).await;
             }
         }

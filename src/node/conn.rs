@@ -2,6 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use deadpool_postgres::ClientWrapper;
@@ -53,30 +54,31 @@ impl Conn {
     pub(super) fn start(
         dialed: Dialed,
         wire: Arc<WireState>,
-        tasks: &TaskTracker,
+        (tasks, runtime): (&TaskTracker, &Handle),
         line: Arc<FenceLine>,
         lifetime: Duration,
     ) -> Self {
-        let runtime = Handle::current();
-        let driver = tasks.spawn(drive(dialed.connection, Arc::clone(&wire)));
+        // On the pool's own runtime: the caller's may end before the connection does.
+        let driver = tasks.spawn_on(drive(dialed.connection, Arc::clone(&wire)), runtime);
         line.stand_behind(&wire, driver.abort_handle());
         let aging = Arc::clone(&wire);
         // A task of its own: the driver is woken for each message, and would look at the clock each time.
-        let timer = tasks.spawn(async move {
+        let timer = async move {
             sleep(lifetime).await;
             aging.expire();
-        });
+        };
+        let timer = tasks.spawn_on(timer, runtime);
         Self(Box::new(Inner {
             // The wrapper aborts the task it is given when it is dropped, before the driver could say
             // goodbye to the server; so it gets one that has nothing to do.
-            client: ClientWrapper::new(dialed.client, tokio::spawn(async {})),
+            client: ClientWrapper::new(dialed.client, runtime.spawn(async {})),
             wire,
             verified_reign: 0,
             line,
             driver: Some(driver),
             timer: timer.abort_handle(),
             tasks: tasks.clone(),
-            runtime,
+            runtime: runtime.clone(),
         }))
     }
 
@@ -142,10 +144,43 @@ impl Drop for Inner {
     }
 }
 
+/// Wakes the driver, and leaves a mark that it was woken.
+struct Marking {
+    driver: Waker,
+    wire: Arc<WireState>,
+}
+
+impl Wake for Marking {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.wire.mark_woken(true);
+        self.driver.wake_by_ref();
+    }
+}
+
 /// Moves messages until the connection ends, and remembers why it did.
 async fn drive(mut connection: Connection<Wire, Wire>, wire: Arc<WireState>) {
+    let mut waker: Option<(Waker, Waker)> = None;
     loop {
-        match poll_fn(|cx| connection.poll_message(cx)).await {
+        let message = poll_fn(|cx| {
+            // Whoever wakes the driver leaves a mark: a request that it has not taken up yet is on no wire.
+            let marking = match &mut waker {
+                Some((known, marking)) if known.will_wake(cx.waker()) => &*marking,
+                slot => {
+                    let marking = Waker::from(Arc::new(Marking {
+                        driver: cx.waker().clone(),
+                        wire: Arc::clone(&wire),
+                    }));
+                    &slot.insert((cx.waker().clone(), marking)).1
+                }
+            };
+            wire.mark_woken(false);
+            connection.poll_message(&mut Context::from_waker(marking))
+        });
+        match message.await {
             Some(Ok(AsyncMessage::Notice(notice))) => {
                 tracing::debug!(severity = notice.severity(), "{}", notice.message());
             }

@@ -104,7 +104,8 @@ impl DialError {
                 None => true,
                 // Operator intervention (starting, stopping), insufficient resources (too many
                 // connections), connection exceptions.
-                Some(code) => matches!(&code[..2], "57" | "53" | "08"),
+                // By `get`: the server may send anything as a code.
+                Some(code) => matches!(code.get(..2), Some("57" | "53" | "08")),
             },
         }
     }
@@ -236,6 +237,10 @@ impl Dialer {
             user_timeout: config.tcp_user_timeout,
             keepalive,
         })
+    }
+
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
     }
 
     /// Connects and logs in. `wire` will show the connection's state.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool::managed::{Manager, Metrics, Object, RecycleError, RecycleResult};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
@@ -32,6 +33,7 @@ pub(crate) struct ConnManager {
     pub(super) dialer: Arc<Dialer>,
     pub(super) fence: Arc<Fence>,
     pub(super) tasks: TaskTracker,
+    pub(super) runtime: Handle,
     pub(super) suspect: SuspectFn,
     pub(super) expected_id: ExpectedId,
     pub(super) max_lifetime: Duration,
@@ -44,7 +46,8 @@ impl ConnManager {
         let dialed = self.dialer.dial(&self.address, &wire).await?;
         // 0 to 2.5 % less than the limit, so that connections made together do not end together.
         let shorter = self.max_lifetime.mul_f64(rand::random_range(0.0..0.025));
-        Ok(Conn::start(dialed, wire, &self.tasks, line, self.max_lifetime - shorter))
+        let lifetime = self.max_lifetime - shorter;
+        Ok(Conn::start(dialed, wire, (&self.tasks, &self.runtime), line, lifetime))
     }
 
     async fn check_identity(&self, conn: &Conn) -> Result<(), DialError> {
@@ -53,7 +56,9 @@ impl ConnManager {
             .query_one("SELECT system_identifier FROM pg_catalog.pg_control_system()", &[])
             .await
             .map_err(|error| DialError::refused(&self.address, &error))?;
-        let found = SystemId(row.get::<_, i64>(0).cast_unsigned());
+        let found =
+            row.try_get::<_, i64>(0).map_err(|error| DialError::refused(&self.address, &error))?;
+        let found = SystemId(found.cast_unsigned());
         if found == expected {
             Ok(())
         } else {
@@ -76,7 +81,11 @@ impl Manager for ConnManager {
                 return Err(error);
             }
         };
-        self.check_identity(&conn).await?;
+        // The server may freeze between the two: the limit is for the new connection as a whole.
+        let limit = self.dialer.connect_timeout();
+        timeout(limit, self.check_identity(&conn)).await.unwrap_or_else(|_| {
+            Err(DialError::TimedOut { address: self.address.clone(), limit })
+        })?;
         let suspect = Arc::clone(&self.suspect);
         conn.wire().report_to(Box::new(move |what| suspect(what)));
         Ok(conn)

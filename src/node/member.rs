@@ -127,6 +127,7 @@ impl Node {
             dialer: Arc::clone(&context.dialer),
             fence: Arc::clone(&fence),
             tasks: context.tasks.clone(),
+            runtime: context.runtime.clone(),
             // A full queue is no loss: the state machine is then busy with news of the same kind, and
             // the next probe tells the same.
             suspect: Arc::new(move |cause| {
@@ -212,9 +213,10 @@ impl Node {
         timeline: Timeline,
         deadline: Instant,
     ) -> Option<Vec<HistoryLine>> {
-        let object = self.checkout(deadline).await.ok()?;
+        // Not one of the pool's: those are for the writers who wait for this leader.
+        let conn = timeout_at(deadline, self.manager().dial(Arc::default())).await.ok()?.ok()?;
         let file = format!("pg_wal/{:08X}.history", timeline.0);
-        let row = object.query_one("SELECT pg_catalog.pg_read_file($1)", &[&file]).await.ok()?;
+        let row = conn.query_one("SELECT pg_catalog.pg_read_file($1)", &[&file]).await.ok()?;
         parse_history_file(row.try_get(0).ok()?)
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_postgres::Statement;
 use tokio_util::sync::CancellationToken;
 
@@ -95,6 +95,7 @@ pub(super) async fn run(
     cadence: watch::Receiver<Cadence>,
     cancel: CancellationToken,
 ) {
+    let mut earliest = Instant::now();
     let mut prober = Prober { node, limit: context.probe.timeout, session: None };
     loop {
         if *cadence.borrow() == Cadence::Urgent {
@@ -102,9 +103,14 @@ pub(super) async fn run(
             // the time the probe finds the new primary, a connection for the first writer is ready.
             prober.node.warm(&context.tasks, context.probe.timeout);
         }
+        // However many suspicions come in: no faster than while writers wait.
         let result = tokio::select! {
             () = cancel.cancelled() => return,
-            result = prober.ask() => result,
+            result = async {
+                sleep_until(earliest).await;
+                earliest = Instant::now() + context.probe.urgent_interval;
+                prober.ask().await
+            } => result,
         };
         match &result {
             Ok(report) => prober.node.load.sample(report.round_trip),

@@ -10,9 +10,11 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 use tokio_postgres::tls::{ChannelBinding, TlsStream};
 
 use super::dial::Socket;
@@ -42,6 +44,8 @@ pub(crate) struct WireState {
     awaited: AtomicBool,
     expired: AtomicBool,
     closing: AtomicBool,
+    /// Whether the driver was woken and has not looked yet what for: a request may wait for it.
+    woken: AtomicBool,
 }
 
 impl std::fmt::Debug for WireState {
@@ -68,6 +72,7 @@ impl WireState {
             awaited: AtomicBool::new(false),
             expired: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            woken: AtomicBool::new(false),
         }
     }
 
@@ -83,26 +88,33 @@ impl WireState {
 
     /// Whether the session is outside any transaction, with nothing in flight.
     pub(crate) fn is_at_rest(&self) -> bool {
-        self.pending() == 0 && self.status.load(Ordering::Acquire) == b'I'
+        self.pending() == 0
+            && self.status.load(Ordering::Acquire) == b'I'
+            && !self.woken.load(Ordering::SeqCst)
     }
 
     /// Waits until nothing is in flight. Dropped statements and transactions leave a Close or a ROLLBACK
     /// behind, which are answered in no time.
     pub(crate) async fn all_answered(&self) {
-        self.awaited.store(true, Ordering::Release);
+        self.awaited.store(true, Ordering::SeqCst);
         loop {
             let answered = self.answered.notified();
-            if self.pending() == 0 {
+            if self.pending() == 0 && !self.woken.load(Ordering::SeqCst) {
                 break;
             }
-            answered.await;
+            // The driver's own moves are told by nobody.
+            let _ = timeout(Duration::from_millis(1), answered).await;
         }
-        self.awaited.store(false, Ordering::Release);
+        self.awaited.store(false, Ordering::SeqCst);
     }
 
     /// Whether the connection is too old to be lent out again.
     pub(crate) fn has_expired(&self) -> bool {
         self.expired.load(Ordering::Acquire)
+    }
+
+    pub(super) fn mark_woken(&self, woken: bool) {
+        self.woken.store(woken, Ordering::SeqCst);
     }
 
     /// The pool itself ends the connection: its end is no news of the server.
@@ -177,13 +189,14 @@ impl WireState {
     fn received(&self, kind: u8, body: &[u8]) {
         match kind {
             b'Z' => {
+                // First the status: whoever sees nothing pending must see it too.
+                self.status.store(body.first().copied().unwrap_or(0), Ordering::Release);
                 self.answers.fetch_add(1, Ordering::AcqRel);
                 // The one at the end of the handshake answers no request.
                 let _ = self.pending.fetch_update(Ordering::AcqRel, Ordering::Acquire, |pending| {
                     (pending > 0).then(|| pending - 1)
                 });
-                self.status.store(body.first().copied().unwrap_or(0), Ordering::Release);
-                if self.awaited.load(Ordering::Acquire) {
+                if self.awaited.load(Ordering::SeqCst) {
                     self.answered.notify_waiters();
                 }
             }

@@ -95,14 +95,17 @@ impl fmt::Display for ServerAddress {
     }
 }
 
+/// What may be shown of a URL: nothing before the last `@`, and nothing after a `?`.
 fn without_password(url: &str) -> String {
-    let shown: String = url.chars().take(200).collect();
-    match (shown.find("://"), shown.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme + 3 <= at => {
-            format!("{}…{}", &shown[..scheme + 3], &shown[at..])
+    let url = url.split('?').next().unwrap_or_default();
+    let shown = match (url.rsplit_once('@'), url.split_once("://")) {
+        (Some((_, after)), Some((scheme, _))) if !scheme.contains('@') => {
+            format!("{scheme}://…@{after}")
         }
-        _ => shown,
-    }
+        (Some((_, after)), _) => format!("…@{after}"),
+        (None, _) => url.to_owned(),
+    };
+    shown.chars().take(200).collect()
 }
 
 #[cfg(test)]
@@ -137,7 +140,10 @@ mod tests {
         for url in bad {
             assert!(ServerAddress::from_conn_url(url).is_err(), "{url} must be refused");
         }
-        let error = ServerAddress::from_conn_url("postgres://u:secret@:1/").expect_err("no host");
-        assert!(!error.to_string().contains("secret"), "{error}");
+        let long = format!("postgres://u:{}secret@:1/", "x".repeat(300));
+        for url in ["postgres://u:secret@:1/", "u:secret@h:1", "x://?password=secret", &long] {
+            let error = ServerAddress::from_conn_url(url).expect_err("no good address");
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
     }
 }

@@ -244,7 +244,9 @@ fn check_histories(main: SourceKind, cases: u32) {
         panic!("{error}");
     }
     let seen = seen.into_inner();
-    let floor = usize::try_from(cases).expect("small") / 4;
+    // A failover comes of about every third history, by chance: far below that, so that chance cannot fail
+    // this, and far above nothing.
+    let floor = usize::try_from(cases).expect("small") / 10;
     assert!(
         [seen.admissions, seen.withdrawals, seen.fences, seen.failovers]
             .iter()

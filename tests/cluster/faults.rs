@@ -128,7 +128,8 @@ async fn kill_node_under_load(bed: &Bed) -> anyhow::Result<()> {
 /// still does.
 pub async fn primary_frozen(bed: &Bed) -> anyhow::Result<()> {
     let pool = bed.pool().await?;
-    let account = Account::open(&pool, 8);
+    // More than its pool holds: those who wait for the frozen node's connections must not stay there.
+    let account = Account::open(&pool, 60);
     let old = bed.cluster.primary().await?;
     account.first_ack_after(Instant::now()).await?;
     let since = Instant::now();
@@ -139,6 +140,10 @@ pub async fn primary_frozen(bed: &Bed) -> anyhow::Result<()> {
     })
     .await?;
     let (acked, node) = account.first_ack_elsewhere(since, &old).await?;
+    // All of them go on, not only the first.
+    sleep(Duration::from_secs(1)).await;
+    let held = pool.report().waiting;
+    ensure!(held < 20, "{held} writers still wait, though another leads");
     eprintln!(
         "  primary frozen: first pooled commit on {node} after {:.1} s",
         ms(acked - since) / 1e3
