@@ -141,9 +141,16 @@ pub async fn primary_frozen(bed: &Bed) -> anyhow::Result<()> {
     .await?;
     let (acked, node) = account.first_ack_elsewhere(since, &old).await?;
     // All of them go on, not only the first.
-    sleep(Duration::from_secs(1)).await;
-    let held = pool.report().waiting;
-    ensure!(held < 20, "{held} writers still wait, though another leads");
+    let leader = bed.cluster.connect(&node).await?;
+    let newest: i64 = leader.query_one("SELECT max(id) FROM account", &[]).await?.get(0);
+    let going_on = "SELECT count(DISTINCT writer) FROM account WHERE id > $1";
+    eventually("every writer goes on", Duration::from_secs(3), async || {
+        let row =
+            leader.query_one(going_on, &[&newest]).await.map_err(|error| error.to_string())?;
+        let writers: i64 = row.get(0);
+        if writers == 60 { Ok(()) } else { Err(format!("{writers} of 60")) }
+    })
+    .await?;
     eprintln!(
         "  primary frozen: first pooled commit on {node} after {:.1} s",
         ms(acked - since) / 1e3
