@@ -112,8 +112,14 @@ fn list(reasons: &[(String, Ineligible)]) -> String {
 
 /// An error with its causes, in one line: the libraries below put the one that helps last.
 pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
+    and_causes(error.to_string(), error.source())
+}
+
+/// `text` with `cause` and its causes after it, each that is not said already.
+pub(crate) fn and_causes(
+    mut text: String,
+    mut cause: Option<&(dyn std::error::Error + 'static)>,
+) -> String {
     while let Some(error) = cause {
         let next = error.to_string();
         if !text.contains(&next) {

@@ -53,22 +53,24 @@ pub(crate) fn lineage(
     }
 }
 
+/// A history of these timelines and switch points, for tests.
+#[cfg(test)]
+pub(crate) fn history(lines: &[(u32, u64)]) -> Vec<HistoryLine> {
+    lines
+        .iter()
+        .map(|(timeline, lsn)| HistoryLine {
+            timeline: Timeline(*timeline),
+            switch_lsn: Lsn(*lsn),
+            reason: String::new(),
+            at: None,
+            new_leader: None,
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn history(lines: &[(u32, u64)]) -> Vec<HistoryLine> {
-        lines
-            .iter()
-            .map(|(timeline, lsn)| HistoryLine {
-                timeline: Timeline(*timeline),
-                switch_lsn: Lsn(*lsn),
-                reason: String::new(),
-                at: None,
-                new_leader: None,
-            })
-            .collect()
-    }
 
     #[test]
     fn positions_are_kept_lost_or_unknown() {

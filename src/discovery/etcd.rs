@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Observation, Source, join_failures};
 use crate::config::{ConfigError, EtcdConfig};
-use crate::error::with_causes;
+use crate::error::{and_causes, with_causes};
 use crate::patroni::{ClusterSnapshot, KeyPrefix, RawKey};
 use crate::tls::read_file;
 use crate::topology::SourceKind;
@@ -55,16 +55,7 @@ impl From<etcd_client::Error> for End {
         End::Failed(match &error {
             // Its own text is the status's debug form.
             etcd_client::Error::GRpcStatus(status) => {
-                let mut text = status.message().to_owned();
-                let mut cause = std::error::Error::source(status);
-                while let Some(error) = cause {
-                    let next = error.to_string();
-                    if !text.contains(&next) {
-                        text = format!("{text}: {next}");
-                    }
-                    cause = error.source();
-                }
-                text
+                and_causes(status.message().to_owned(), std::error::Error::source(status))
             }
             other => with_causes(other),
         })
@@ -243,10 +234,7 @@ impl Source for EtcdSource {
         cancel: CancellationToken,
     ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
-            tokio::select! {
-                () = cancel.cancelled() => {}
-                () = self.follow_all(out) => {}
-            }
+            let _ = cancel.run_until_cancelled(self.follow_all(out)).await;
         })
     }
 }

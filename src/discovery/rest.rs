@@ -127,10 +127,7 @@ impl Source for RestSource {
         cancel: CancellationToken,
     ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
-            tokio::select! {
-                () = cancel.cancelled() => {}
-                () = self.poll_all(out) => {}
-            }
+            let _ = cancel.run_until_cancelled(self.poll_all(out)).await;
         })
     }
 }

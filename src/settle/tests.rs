@@ -1,4 +1,5 @@
 use super::*;
+use crate::lineage::history;
 use crate::patroni::SystemId;
 
 const RUN: ServerRun = ServerRun { started_at: 1, reset_at: 1 };
@@ -12,19 +13,6 @@ fn epoch(system_id: u64, timeline: u32) -> Epoch {
         timeline: Timeline(timeline),
         revision: i64::from(timeline),
     }
-}
-
-fn history(lines: &[(u32, u64)]) -> Vec<HistoryLine> {
-    lines
-        .iter()
-        .map(|(timeline, lsn)| HistoryLine {
-            timeline: Timeline(*timeline),
-            switch_lsn: Lsn(*lsn),
-            reason: String::new(),
-            at: None,
-            new_leader: None,
-        })
-        .collect()
 }
 
 fn lost_at(timeline: u32, switch_lsn: u64) -> Plan {

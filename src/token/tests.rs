@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::*;
+use crate::lineage::history;
 
 fn token(timeline: u32, lsn: u64) -> CausalToken {
     CausalToken {
@@ -11,19 +12,6 @@ fn token(timeline: u32, lsn: u64) -> CausalToken {
         timeline: Timeline(timeline),
         lsn: Lsn(lsn),
     }
-}
-
-fn history(lines: &[(u32, u64)]) -> Vec<HistoryLine> {
-    lines
-        .iter()
-        .map(|(timeline, lsn)| HistoryLine {
-            timeline: Timeline(*timeline),
-            switch_lsn: Lsn(*lsn),
-            reason: String::new(),
-            at: None,
-            new_leader: None,
-        })
-        .collect()
 }
 
 #[test]
