@@ -1,6 +1,7 @@
 //! The clusters that scenarios share.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
@@ -45,7 +46,10 @@ impl fmt::Display for Manager {
 
 /// A healthy cluster, for the length of one scenario.
 pub struct Bed {
+    pub manager: Manager,
     pub cluster: Cluster,
+    /// Whether the cluster is of no use to the next scenario.
+    spoiled: AtomicBool,
 }
 
 static RUNTIME: LazyLock<Runtime> =
@@ -75,8 +79,13 @@ pub fn run(manager: Manager, name: &str, scenario: Scenario) -> anyhow::Result<(
             Ok(()) => bed.no_write_met_a_standby(),
             Err(error) => Err(error),
         }
-        .with_context(|| format!("logs are below {}", bed.cluster.dir().display()))
-        .inspect(|()| *slot = Some(bed))
+        .with_context(|| format!("logs are below {}", bed.cluster.dir().display()))?;
+        if bed.spoiled.load(Ordering::Relaxed) {
+            bed.cluster.shutdown().await?;
+        } else {
+            *slot = Some(bed);
+        }
+        Ok(())
     })
 }
 
@@ -101,7 +110,7 @@ impl Bed {
             .start()
             .await
             .with_context(|| format!("starting a cluster of {manager}"))?;
-        Ok(Self { cluster })
+        Ok(Self { manager, cluster, spoiled: AtomicBool::new(false) })
     }
 
     /// An empty table for the account, and no setting left over from the last scenario.
@@ -125,6 +134,16 @@ impl Bed {
     /// A pool on this cluster.
     pub async fn pool(&self) -> anyhow::Result<LeaderPool> {
         Ok(LeaderPool::connect(self.config()?).await?)
+    }
+
+    /// Whom the leader key names; empty where there is none.
+    pub async fn leader_key(&self) -> anyhow::Result<String> {
+        Ok(self.cluster.get_key("leader").await?.map(|key| key.value).unwrap_or_default())
+    }
+
+    /// Leaves the cluster to nobody: its manager broke it.
+    pub fn spoil(&self) {
+        self.spoiled.store(true, Ordering::Relaxed);
     }
 
     /// A replica's name.

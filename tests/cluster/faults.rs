@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::account::Account;
-use crate::bed::{Bed, eventually};
+use crate::bed::{Bed, Manager, eventually};
 
 const POLL: Duration = Duration::from_millis(5);
 
@@ -158,9 +158,30 @@ pub async fn primary_frozen(bed: &Bed) -> anyhow::Result<()> {
     bed.cluster.thaw_node(&old).await?;
     // For some moments it says that it is writable, on its old timeline.
     let thawed = Instant::now();
+    let mut robbed = false;
     while thawed.elapsed() < Duration::from_secs(3) {
         ensure!(pool.report().leader.as_deref() != Some(&*old), "the thawed node was admitted");
+        robbed |= bed.leader_key().await? == old;
         sleep(POLL).await;
+    }
+    if robbed {
+        // Patroni 3.0.2 renews by an unconditional put where its lease ran out, and so its thawed leader may
+        // take the key from the new one, which steps down: two histories, with what was acknowledged since the
+        // failover in the one that lost. All that a pool can do is to write to neither.
+        ensure!(bed.manager == Manager::Patroni3, "the thawed node took the key back");
+        eprintln!("  the thawed node's manager took the key back: writes stay held");
+        let taken = Instant::now();
+        while taken.elapsed() < Duration::from_secs(5) {
+            let report = pool.report();
+            ensure!(report.leader.as_deref() != Some(&*old), "the thawed node was admitted");
+            sleep(POLL).await;
+        }
+        let refused = pool.report().nodes.into_iter().find(|node| node.name == old);
+        let problem = refused.and_then(|node| node.problem).unwrap_or_default();
+        ensure!(problem.contains("former primary"), "{old} is not refused: {problem:?}");
+        bed.spoil();
+        drop(account);
+        return Ok(pool.close().await?);
     }
     bed.cluster.wait_streaming(&old, Duration::from_secs(60)).await?;
     // Asynchronous: what the frozen node acknowledged last may not have left it.

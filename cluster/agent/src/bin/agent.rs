@@ -1,0 +1,3 @@
+//! `leaderpool-agent`: one beside each PostgreSQL server.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! `leaderpoolctl`: the operator's tool.
+
+fn main() {}

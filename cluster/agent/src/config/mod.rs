@@ -1,0 +1,1 @@
+//! `patroni.yml`, the environment and the dynamic configuration.

@@ -1,0 +1,1 @@
+//! `leaderpoolctl`, the operator's tool.

@@ -1,0 +1,1 @@
+//! The session with etcd: lease, compare-and-swap, watch.
