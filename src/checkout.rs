@@ -1,10 +1,13 @@
 //! How a call gets its connection: which member, and that it still is what it was chosen for.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use deadpool::managed::Object;
+use futures_util::future::poll_fn;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::client::{Client, Role};
@@ -17,7 +20,7 @@ use crate::patroni::Lsn;
 use crate::pool::{Deadline, Shared, WriteTarget};
 use crate::routing::{Freshness, Ineligible, ReadChoice, ReadPolicy, choose_read, pick_two};
 use crate::token::{CausalToken, Satisfaction, Standing};
-use crate::topology::{ClusterView, Suspicion};
+use crate::topology::{ClusterView, Epoch, Suspicion};
 
 /// The pause before another attempt on a member that just failed, if nothing is heard meanwhile.
 const RETRY_PAUSE: Duration = Duration::from_millis(25);
@@ -34,33 +37,59 @@ enum Replayed {
     Lost,
 }
 
-/// One call that wants a connection, counted while it lasts.
+/// One call that wants a connection. Counted as lent from the start, so that `close` waits for checkouts that
+/// are under way; and as waiting from the moment when it has to wait.
 pub(crate) struct Attempt<'a> {
     shared: &'a Shared,
     started: Instant,
     deadline: Instant,
     first_error: Option<(String, Box<DialError>)>,
+    waits: bool,
+    /// Whether the client that came of it took the count over.
+    served: bool,
 }
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
-        self.shared.lent.end();
+        if self.waits {
+            self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+        }
+        if !self.served {
+            self.shared.lent.end();
+        }
     }
 }
 
 impl<'a> Attempt<'a> {
-    pub(crate) fn begin(shared: &'a Shared, deadline: &Deadline) -> Result<Self, CheckoutError> {
-        let limit = shared.config.pool.max_waiting;
-        // Counted as lent from the start, so that `close` waits for checkouts that are under way.
+    pub(crate) fn begin(shared: &'a Shared, deadline: &Deadline) -> Self {
         shared.lent.begin();
-        let waiting = shared.waiting.fetch_add(1, Ordering::AcqRel);
         let Deadline { started, at } = *deadline;
-        let attempt = Self { shared, started, deadline: at, first_error: None };
-        if waiting >= limit {
+        Self { shared, started, deadline: at, first_error: None, waits: false, served: false }
+    }
+
+    /// From here on it may have to wait, as not more than so many may.
+    fn may_wait(&mut self) -> Result<(), CheckoutError> {
+        if self.waits {
+            return Ok(());
+        }
+        self.waits = true;
+        let limit = self.shared.config.pool.max_waiting;
+        if self.shared.waiting.fetch_add(1, Ordering::AcqRel) >= limit {
             return Err(CheckoutError::TooManyWaiting { limit });
         }
-        Ok(attempt)
+        Ok(())
+    }
+
+    fn serve(
+        &mut self,
+        object: ConnObject,
+        node: &Arc<Node>,
+        role: Role,
+        leads: bool,
+        epoch: Option<Epoch>,
+    ) -> Client {
+        self.served = true;
+        Client::new(object, Arc::clone(node), role, leads, epoch)
     }
 
     /// A connection to the leader.
@@ -68,6 +97,9 @@ impl<'a> Attempt<'a> {
         loop {
             if self.is_closed() {
                 return Err(CheckoutError::Closed);
+            }
+            if !self.shared.gate.is_open() {
+                self.may_wait()?;
             }
             // Held here while there is no leader. Kept until the connection is there, or is not to be had.
             let permit = match self.shared.gate.pass(self.deadline).await {
@@ -77,22 +109,31 @@ impl<'a> Attempt<'a> {
                 }
                 Err(HoldError::DeadlinePassed | HoldError::Closed) => return Err(self.no_leader()),
             };
-            let Some(target) = self.shared.target.load_full() else {
+            // Borrowed, not counted: everybody's counter would be the busiest place of the pool.
+            let target = self.shared.target.load();
+            let Some(target) = &*target else {
                 // It was lost again since.
                 drop(permit);
                 self.pause().await?;
                 continue;
             };
-            // Not longer than the reign: a frozen node's pool must not keep those who wait for it.
-            let got = tokio::select! {
-                biased;
-                got = target.node.checkout(self.deadline) => got,
-                () = self.reign_ended(target.reign) => continue,
+            let mut checkout = pin!(target.node.checkout(self.deadline));
+            let got = match poll_fn(|cx| Poll::Ready(checkout.as_mut().poll(cx))).await {
+                Poll::Ready(got) => got,
+                Poll::Pending => {
+                    self.may_wait()?;
+                    // Not longer than the reign: a frozen node's pool must not keep those who wait for it.
+                    tokio::select! {
+                        biased;
+                        got = checkout => got,
+                        () = self.reign_ended(target.reign) => continue,
+                    }
+                }
             };
             match got {
                 Ok(mut object) => {
                     if object.verified_reign() != target.reign
-                        && !self.verify(&target, &mut object).await
+                        && !self.verify(target, &mut object).await
                     {
                         drop(Object::take(object));
                         drop(permit);
@@ -112,8 +153,8 @@ impl<'a> Attempt<'a> {
                                 "held writer let go"
                             );
                         }
-                        let node = Arc::clone(&target.node);
-                        return Ok(Client::new(object, node, role, true, Some(target.epoch)));
+                        let epoch = Some(target.epoch);
+                        return Ok(self.serve(object, &target.node, role, true, epoch));
                     }
                 }
                 Err(failure) => {
@@ -156,6 +197,7 @@ impl<'a> Attempt<'a> {
 
     /// A connection under `policy`.
     pub(crate) async fn read(mut self, policy: &ReadPolicy) -> Result<Client, CheckoutError> {
+        self.may_wait()?;
         let mut avoid: Vec<String> = Vec::new();
         if let Some(bound) = policy.time_bound()
             && self.shared.demand.ask(bound, self.started)
@@ -252,8 +294,7 @@ impl<'a> Attempt<'a> {
                     if !self.still_chosen(&view, policy, &node.name) {
                         continue;
                     }
-                    let node = Arc::clone(node);
-                    return Ok(Client::new(object, node, Role::Read, false, view.epoch));
+                    return Ok(self.serve(object, node, Role::Read, false, view.epoch));
                 }
                 Err(failure) => {
                     avoid.push(node.name.clone());

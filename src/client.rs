@@ -52,6 +52,7 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
+    /// Takes over one count of what is lent.
     pub(crate) fn new(
         object: ConnObject,
         node: Arc<Node>,
@@ -60,7 +61,6 @@ impl Client {
         epoch: Option<Epoch>,
     ) -> Self {
         node.load.begin();
-        node.lent.begin();
         Self { object: Some(object), node, role, leads, epoch }
     }
 

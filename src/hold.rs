@@ -79,10 +79,16 @@ impl Gate {
     /// [`HoldError`]; at once where as many wait as may.
     #[inline]
     pub(crate) async fn pass(&self, deadline: Instant) -> Result<Permit<'_>, HoldError> {
-        if self.open.load(Ordering::Acquire) {
+        if self.is_open() {
             return Ok(Permit { gate: self, id: None });
         }
         self.queue_up(deadline).await
+    }
+
+    /// Whether who comes now need not wait.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
     }
 
     async fn queue_up(&self, deadline: Instant) -> Result<Permit<'_>, HoldError> {

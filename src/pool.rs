@@ -421,8 +421,7 @@ impl LeaderPool {
     }
 
     pub(crate) async fn write_until(&self, deadline: &Deadline) -> Result<Client, CheckoutError> {
-        let attempt = Attempt::begin(&self.shared, deadline)?;
-        attempt.leader(Role::Write).await
+        Attempt::begin(&self.shared, deadline).leader(Role::Write).await
     }
 
     pub(crate) async fn read_until(
@@ -430,7 +429,6 @@ impl LeaderPool {
         policy: &ReadPolicy,
         deadline: &Deadline,
     ) -> Result<Client, CheckoutError> {
-        let attempt = Attempt::begin(&self.shared, deadline)?;
-        attempt.read(policy).await
+        Attempt::begin(&self.shared, deadline).read(policy).await
     }
 }

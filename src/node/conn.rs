@@ -1,16 +1,16 @@
 //! A pooled connection: the driver's client, and what is known about it.
 
 use std::ops::{Deref, DerefMut};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use deadpool_postgres::ClientWrapper;
-use futures_util::future::poll_fn;
 use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{sleep, timeout};
-use tokio_postgres::{AsyncMessage, Connection};
+use tokio_postgres::Connection;
 use tokio_util::task::TaskTracker;
 
 use super::dial::Dialed;
@@ -59,7 +59,7 @@ impl Conn {
         lifetime: Duration,
     ) -> Self {
         // On the pool's own runtime: the caller's may end before the connection does.
-        let driver = tasks.spawn_on(drive(dialed.connection, Arc::clone(&wire)), runtime);
+        let driver = tasks.spawn_on(Driver::new(dialed.connection, Arc::clone(&wire)), runtime);
         line.stand_behind(&wire, driver.abort_handle());
         let aging = Arc::clone(&wire);
         // A task of its own: the driver is woken for each message, and would look at the clock each time.
@@ -156,44 +156,54 @@ impl Wake for Marking {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.wire.mark_woken(true);
+        self.wire.woken();
         self.driver.wake_by_ref();
     }
 }
 
 /// Moves messages until the connection ends, and remembers why it did.
-async fn drive(mut connection: Connection<Wire, Wire>, wire: Arc<WireState>) {
-    let mut waker: Option<(Waker, Waker)> = None;
-    loop {
-        let message = poll_fn(|cx| {
-            // Whoever wakes the driver leaves a mark: a request that it has not taken up yet is on no wire.
-            let marking = match &mut waker {
-                Some((known, marking)) if known.will_wake(cx.waker()) => &*marking,
-                slot => {
-                    let marking = Waker::from(Arc::new(Marking {
-                        driver: cx.waker().clone(),
-                        wire: Arc::clone(&wire),
-                    }));
-                    &slot.insert((cx.waker().clone(), marking)).1
-                }
-            };
-            wire.mark_woken(false);
-            connection.poll_message(&mut Context::from_waker(marking))
-        });
-        match message.await {
-            Some(Ok(AsyncMessage::Notice(notice))) => {
-                tracing::debug!(severity = notice.severity(), "{}", notice.message());
-            }
-            Some(Ok(_)) => {}
-            Some(Err(error)) => {
-                wire.set_cause(|| with_causes(&error));
-                break;
-            }
-            None => break,
+///
+/// The driver's own future, polled with a waker that leaves marks: a request that it has not taken up yet is on
+/// no wire.
+struct Driver {
+    connection: Connection<Wire, Wire>,
+    wire: Arc<WireState>,
+    /// The task's waker, and the marking one made of it.
+    wakers: Option<(Waker, Waker)>,
+}
+
+impl Driver {
+    fn new(connection: Connection<Wire, Wire>, wire: Arc<WireState>) -> Self {
+        Self { connection, wire, wakers: None }
+    }
+
+    fn ended(&self, result: Result<(), tokio_postgres::Error>) {
+        if let Err(error) = result {
+            self.wire.set_cause(|| with_causes(&error));
+        }
+        if !self.wire.is_closing() {
+            self.wire.set_cause(|| "the server closed the connection".into());
+            self.wire.suspect(Suspicion::ConnectionLost);
         }
     }
-    if !wire.is_closing() {
-        wire.set_cause(|| "the server closed the connection".into());
-        wire.suspect(Suspicion::ConnectionLost);
+}
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        let marking = match &mut this.wakers {
+            Some((known, marking)) if known.will_wake(cx.waker()) => &*marking,
+            slot => {
+                let driver = cx.waker().clone();
+                let marking = Marking { driver: driver.clone(), wire: Arc::clone(&this.wire) };
+                &slot.insert((driver, Waker::from(Arc::new(marking)))).1
+            }
+        };
+        this.wire.moves();
+        let result = Pin::new(&mut this.connection).poll(&mut Context::from_waker(marking));
+        this.wire.moved();
+        result.map(|result| this.ended(result))
     }
 }
