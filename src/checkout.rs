@@ -12,7 +12,7 @@ use crate::config::WhenNone;
 use crate::describe::describe_leader;
 use crate::error::CheckoutError;
 use crate::hold::HoldError;
-use crate::node::{CheckoutFailure, ConnObject, DialError, Node};
+use crate::node::{CheckoutFailure, ConnObject, DialError, Node, Passage};
 use crate::patroni::Lsn;
 use crate::pool::{Deadline, Shared, WriteTarget};
 use crate::routing::{Freshness, Ineligible, ReadChoice, ReadPolicy, choose_read, pick_two};
@@ -179,7 +179,9 @@ impl<'a> Attempt<'a> {
                 }
                 continue;
             }
-            let replicas = match choose_read(&view, policy, &avoid, Instant::now()) {
+            let passes = |name: &str| nodes.get(name).is_none_or(|node| node.guard.would_pass());
+            let choice = choose_read(&view, policy, &avoid, passes, Instant::now());
+            let (replicas, last_resort) = match choice {
                 // Where only a replica was missing, one may come before a leader does.
                 ReadChoice::Leader
                     if policy.freshness != Freshness::Leader
@@ -196,7 +198,7 @@ impl<'a> Attempt<'a> {
                     continue;
                 }
                 ReadChoice::Leader => return self.leader(Role::Read).await,
-                ReadChoice::Replicas(replicas) => replicas,
+                ReadChoice::Replicas { members, last_resort } => (members, last_resort),
                 ReadChoice::Wait(reasons) => {
                     let version = view.version;
                     if !self.changed_unless(|shared| shared.view.load().version != version).await {
@@ -217,7 +219,27 @@ impl<'a> Attempt<'a> {
                 continue;
             };
             let node = candidates[chosen];
-            match node.checkout(self.deadline).await {
+            let test = match node.guard.pass(last_resort) {
+                Passage::Free => None,
+                Passage::OnTrial(test) => Some(test),
+                // Another call was a moment faster: now it is passed over.
+                Passage::Refused => continue,
+            };
+            let got = match (test, node.checkout(self.deadline).await) {
+                (None, got) => got,
+                (Some(test), Ok(object)) => {
+                    let limit =
+                        self.deadline.min(Instant::now() + self.shared.config.probe.timeout);
+                    node.try_out(object, test, limit).await
+                }
+                (Some(test), Err(failure)) => {
+                    if let CheckoutFailure::Dial(error) = &failure {
+                        test.failed_to_connect(error);
+                    }
+                    Err(failure)
+                }
+            };
+            match got {
                 Ok(object) => {
                     if let Some(token) = policy.token() {
                         let patience = policy.replica_patience();
@@ -278,8 +300,10 @@ impl<'a> Attempt<'a> {
         }
         // A preference for a tag is no condition.
         let any = ReadPolicy { prefer_tag: None, ..policy.clone() };
-        match choose_read(&now, &any, &[], Instant::now()) {
-            ReadChoice::Replicas(members) => members.iter().any(|member| member.name == name),
+        match choose_read(&now, &any, &[], |_| true, Instant::now()) {
+            ReadChoice::Replicas { members, .. } => {
+                members.iter().any(|member| member.name == name)
+            }
             ReadChoice::Leader | ReadChoice::Wait(_) | ReadChoice::Refuse(_) => false,
         }
     }
