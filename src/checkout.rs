@@ -15,7 +15,7 @@ use crate::config::WhenNone;
 use crate::describe::describe_leader;
 use crate::error::CheckoutError;
 use crate::hold::HoldError;
-use crate::node::{CheckoutFailure, ConnObject, DialError, Node};
+use crate::node::{CheckoutFailure, ConnObject, DialError, Node, Passage};
 use crate::patroni::Lsn;
 use crate::pool::{Deadline, Shared, WriteTarget};
 use crate::routing::{Freshness, Ineligible, ReadChoice, ReadPolicy, choose_read, pick_two};
@@ -58,6 +58,37 @@ impl Drop for Attempt<'_> {
             self.shared.lent.end();
         }
     }
+}
+
+/// The leader's connection that came back a moment ago, where all is as it mostly is. No queue, no clock.
+#[inline]
+pub(crate) fn leader_at_hand(shared: &Shared, role: Role) -> Option<Client> {
+    if !shared.gate.is_open() {
+        return None;
+    }
+    // Before the look at `closed`, so that `close` waits for it or it sees the close.
+    shared.lent.begin();
+    let client = take_at_hand(shared, role);
+    if client.is_none() {
+        shared.lent.end();
+    }
+    client
+}
+
+#[inline]
+fn take_at_hand(shared: &Shared, role: Role) -> Option<Client> {
+    if shared.closed.load(Ordering::SeqCst) {
+        return None;
+    }
+    let target = shared.target.load();
+    let target = target.as_ref()?;
+    let object = target.node.at_hand()?;
+    let verified = object.verified_reign() == target.reign;
+    if !verified || shared.reign.load(Ordering::Acquire) != target.reign {
+        // Back to the pool, to be looked at.
+        return None;
+    }
+    Some(Client::new(object, Arc::clone(&target.node), role, true, Some(target.epoch)))
 }
 
 impl<'a> Attempt<'a> {
@@ -221,7 +252,9 @@ impl<'a> Attempt<'a> {
                 }
                 continue;
             }
-            let replicas = match choose_read(&view, policy, &avoid, Instant::now()) {
+            let passes = |name: &str| nodes.get(name).is_none_or(|node| node.guard.would_pass());
+            let choice = choose_read(&view, policy, &avoid, passes, Instant::now());
+            let (replicas, last_resort) = match choice {
                 // Where only a replica was missing, one may come before a leader does.
                 ReadChoice::Leader
                     if policy.freshness != Freshness::Leader
@@ -238,7 +271,7 @@ impl<'a> Attempt<'a> {
                     continue;
                 }
                 ReadChoice::Leader => return self.leader(Role::Read).await,
-                ReadChoice::Replicas(replicas) => replicas,
+                ReadChoice::Replicas { members, last_resort } => (members, last_resort),
                 ReadChoice::Wait(reasons) => {
                     let version = view.version;
                     if !self.changed_unless(|shared| shared.view.load().version != version).await {
@@ -259,7 +292,27 @@ impl<'a> Attempt<'a> {
                 continue;
             };
             let node = candidates[chosen];
-            match node.checkout(self.deadline).await {
+            let test = match node.guard.pass(last_resort) {
+                Passage::Free => None,
+                Passage::OnTrial(test) => Some(test),
+                // Another call was a moment faster: now it is passed over.
+                Passage::Refused => continue,
+            };
+            let got = match (test, node.checkout(self.deadline).await) {
+                (None, got) => got,
+                (Some(test), Ok(object)) => {
+                    let limit =
+                        self.deadline.min(Instant::now() + self.shared.config.probe.timeout);
+                    node.try_out(object, test, limit).await
+                }
+                (Some(test), Err(failure)) => {
+                    if let CheckoutFailure::Dial(error) = &failure {
+                        test.failed_to_connect(error);
+                    }
+                    Err(failure)
+                }
+            };
+            match got {
                 Ok(object) => {
                     if let Some(token) = policy.token() {
                         let patience = policy.replica_patience();
@@ -319,8 +372,10 @@ impl<'a> Attempt<'a> {
         }
         // A preference for a tag is no condition.
         let any = ReadPolicy { prefer_tag: None, ..policy.clone() };
-        match choose_read(&now, &any, &[], Instant::now()) {
-            ReadChoice::Replicas(members) => members.iter().any(|member| member.name == name),
+        match choose_read(&now, &any, &[], |_| true, Instant::now()) {
+            ReadChoice::Replicas { members, .. } => {
+                members.iter().any(|member| member.name == name)
+            }
             ReadChoice::Leader | ReadChoice::Wait(_) | ReadChoice::Refuse(_) => false,
         }
     }

@@ -9,7 +9,7 @@ use deadpool_postgres::ClientWrapper;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use crate::node::{AFTERMATH, ConnObject, Node, RunSeen};
+use crate::node::{AFTERMATH, ConnObject, Node, RunSeen, Watch};
 use crate::topology::Epoch;
 
 /// How long the rollback of an abandoned transaction may take before the connection is given up.
@@ -39,6 +39,7 @@ pub struct Client {
     role: Role,
     leads: bool,
     epoch: Option<Epoch>,
+    watch: Option<Box<Watch>>,
 }
 
 impl std::fmt::Debug for Client {
@@ -61,7 +62,8 @@ impl Client {
         epoch: Option<Epoch>,
     ) -> Self {
         node.load.begin();
-        Self { object: Some(object), node, role, leads, epoch }
+        let watch = node.guard.watch(object.wire());
+        Self { object: Some(object), node, role, leads, epoch, watch }
     }
 
     /// The member that serves this connection.
@@ -152,11 +154,17 @@ impl Drop for Client {
         self.node.load.end();
         let Some(object) = self.object.take() else { return };
         if object.is_dead() {
+            if !object.was_cut() && !object.wire().has_expired() {
+                self.node.guard.lost_in_use();
+            }
             // Its successor is dialled when it is needed.
             drop(Object::take(object));
             self.node.lent.end();
         } else if object.wire().is_at_rest() {
-            drop(object);
+            if let Some(watch) = self.watch.take() {
+                self.node.guard.came_back(*watch, object.wire());
+            }
+            self.node.give_back(object);
             self.node.lent.end();
         } else {
             let node = Arc::clone(&self.node);
@@ -183,6 +191,7 @@ async fn settle(object: ConnObject, node: &Node) {
     }
     let token = object.cancel_token();
     if let Err(error) = node.cancel(token).await {
+        node.guard.not_connected(&error);
         tracing::debug!(node = node.name, %error, "an abandoned statement could not be cancelled");
     }
     // A cancel request is racy, so the connection is not used again.

@@ -14,7 +14,7 @@ use tokio_postgres::types::ToSql;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::checkout::Attempt;
+use crate::checkout::{Attempt, leader_at_hand};
 use crate::client::{Client, Role};
 use crate::config::{Config, ConfigError};
 use crate::describe::{describe_leader, describe_unreachable};
@@ -224,6 +224,9 @@ impl LeaderPool {
     /// # Errors
     /// [`CheckoutError`]; nothing was sent to any server.
     pub async fn write(&self) -> Result<Client, CheckoutError> {
+        if let Some(client) = leader_at_hand(&self.shared, Role::Write) {
+            return Ok(client);
+        }
         self.write_until(&Deadline::within(self.write_timeout())).await
     }
 
@@ -232,6 +235,9 @@ impl LeaderPool {
     /// # Errors
     /// [`CheckoutError`]; nothing was sent to any server.
     pub async fn write_within(&self, limit: Duration) -> Result<Client, CheckoutError> {
+        if let Some(client) = leader_at_hand(&self.shared, Role::Write) {
+            return Ok(client);
+        }
         self.write_until(&Deadline::within(limit)).await
     }
 

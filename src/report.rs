@@ -10,7 +10,7 @@ use crate::describe::describe_leader;
 use crate::history::LostWrites;
 use crate::patroni::{Lsn, ServerAddress, SystemId, Timeline};
 use crate::pool::Shared;
-use crate::topology::{Cadence, Epoch, LeaderState, MemberHealth, SourceKind};
+use crate::topology::{BreakerState, Cadence, Epoch, LeaderState, MemberHealth, SourceKind};
 
 /// How the pool and its cluster were at one moment.
 #[derive(Debug, Clone, Serialize)]
@@ -86,8 +86,24 @@ pub struct NodeReport {
     pub noloadbalance: bool,
     /// How often it is probed.
     pub cadence: Cadence,
+    /// Its circuit breaker.
+    pub breaker: BreakerReport,
     /// Its connections.
     pub pool: PoolReport,
+}
+
+/// A member's circuit breaker.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct BreakerReport {
+    /// Whether reads pass.
+    pub state: BreakerState,
+    /// How long that has been so, in milliseconds.
+    pub since_ms: u64,
+    /// Why it is open, where it is.
+    pub reason: Option<String>,
+    /// Changes of state so far.
+    pub transitions: u64,
 }
 
 /// A member's part in the cluster, as far as this pool can tell.
@@ -176,6 +192,20 @@ pub(crate) fn make(shared: &Shared, now: Instant) -> Report {
             problem,
             noloadbalance: member.tags.noloadbalance,
             cadence: member.cadence,
+            breaker: match node.map(|node| node.guard.view()) {
+                Some(guard) => BreakerReport {
+                    state: guard.state,
+                    since_ms: since(guard.since),
+                    reason: guard.reason,
+                    transitions: guard.transitions,
+                },
+                None => BreakerReport {
+                    state: BreakerState::Closed,
+                    since_ms: 0,
+                    reason: None,
+                    transitions: 0,
+                },
+            },
             pool: PoolReport {
                 size: status.as_ref().map_or(0, |status| status.size),
                 idle: status.as_ref().map_or(0, |status| status.available),

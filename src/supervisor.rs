@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, RestConfig};
@@ -22,8 +21,6 @@ use crate::topology::{
 
 /// Events that may wait to be taken in: a burst of every connection of a dead member fits.
 const QUEUE: usize = 1024;
-/// How often connections that were idle for too long are dropped, at least.
-const SWEEP: Duration = Duration::from_secs(30);
 
 /// Everything that can fail, done before the pool exists.
 pub(crate) struct Setup {
@@ -58,16 +55,19 @@ impl Setup {
     /// Starts the pool's tasks.
     pub(crate) fn start(self, shared: &Arc<Shared>) {
         let (events, inbox) = mpsc::channel(QUEUE);
-        let view = Arc::clone(shared);
+        let (view, reign, told) = (Arc::clone(shared), Arc::clone(shared), Arc::clone(shared));
         let context = NodeContext {
             dialer: Arc::clone(&shared.dialer),
             pool: shared.config.pool.clone(),
             probe: shared.config.probe.clone(),
+            breaker: shared.config.breaker.clone(),
             events: events.clone(),
             tasks: shared.tasks.clone(),
             runtime: shared.runtime.clone(),
             lent: Arc::clone(&shared.lent),
             expected_id: Arc::new(move || view.view.load().system_id),
+            reign: Arc::new(move || reign.view.load().reign),
+            tell: Arc::new(move |event| told.tell(event)),
             demand: Arc::clone(&shared.demand),
         };
         let supervisor = Supervisor {
@@ -122,9 +122,6 @@ struct Supervisor {
 
 impl Supervisor {
     async fn run(mut self, mut inbox: mpsc::Receiver<Event>) {
-        let often = self.shared.config.pool.idle_timeout / 4;
-        let mut sweep = interval(often.clamp(Duration::from_millis(100), SWEEP));
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let cancel = self.shared.cancel.clone();
         loop {
             tokio::select! {
@@ -134,7 +131,6 @@ impl Supervisor {
                     Some(event) => self.take(event),
                     None => break,
                 },
-                _ = sweep.tick() => self.shared.nodes.load().values().for_each(|node| node.sweep()),
             }
         }
         self.shared.target.store(None);
@@ -151,17 +147,17 @@ impl Supervisor {
         self.publish_rest_endpoints(&view);
         self.shared.view.store(Arc::clone(&view));
         for action in actions {
-            self.carry_out(action, &view);
+            self.carry_out(action);
         }
         for lost in self.shared.past.look_for_losses(&view) {
             let (timeline, switch_lsn) = (lost.timeline, lost.switch_lsn);
             let event = TopologyEvent::WritesLost { timeline, switch_lsn, count: lost.count };
-            self.carry_out(Action::Tell(event), &view);
+            self.carry_out(Action::Tell(event));
         }
         self.shared.changed.send_replace(version);
     }
 
-    fn carry_out(&mut self, action: Action, view: &ClusterView) {
+    fn carry_out(&mut self, action: Action) {
         match action {
             Action::AddMember(spec) => {
                 let node = Node::start(&spec, &self.context);
@@ -210,11 +206,7 @@ impl Supervisor {
                     cancel.cancel();
                 }
             }
-            Action::Tell(event) => {
-                tell(&event, view);
-                // Nobody may be listening.
-                let _ = self.shared.events.send(event);
-            }
+            Action::Tell(event) => self.shared.tell(event),
         }
     }
 
@@ -285,35 +277,4 @@ fn base_url(api_url: &str) -> Option<String> {
     let (scheme, rest) = api_url.split_once("://")?;
     let authority = rest.split('/').next().filter(|authority| !authority.is_empty())?;
     Some(format!("{scheme}://{authority}"))
-}
-
-fn tell(event: &TopologyEvent, view: &ClusterView) {
-    match event {
-        TopologyEvent::LeaderLost { member, reason } => {
-            tracing::warn!(member, %reason, "leader lost, writes are held");
-        }
-        TopologyEvent::Candidate { member } => tracing::info!(member, "leader key taken"),
-        TopologyEvent::Admitted { member, epoch } => {
-            let gap = view.failovers.last().map(|last| last.admitted_at - last.lost_at);
-            tracing::info!(member, %epoch, ?gap, "leader admitted");
-        }
-        TopologyEvent::Degraded { source, reason } => {
-            tracing::warn!(%source, reason, "no answer, the last view is kept");
-        }
-        TopologyEvent::Restored { source } => tracing::info!(%source, "answers again"),
-        TopologyEvent::MemberRefused { member, refusal } => {
-            tracing::error!(member, %refusal, "member refused");
-        }
-        TopologyEvent::ClusterRefused { refusal } => tracing::error!(%refusal, "cluster refused"),
-        TopologyEvent::MemberAdded { member, address } => {
-            tracing::info!(member, %address, "member added");
-        }
-        TopologyEvent::MemberRemoved { member } => tracing::info!(member, "member removed"),
-        TopologyEvent::WritesLost { timeline, switch_lsn, count } => {
-            tracing::error!(%timeline, %switch_lsn, count, "acknowledged commits were lost");
-        }
-        TopologyEvent::KeyRejected { key, reason } => {
-            tracing::warn!(key, reason, "key left out");
-        }
-    }
 }

@@ -34,8 +34,8 @@ use serde::Deserialize;
 pub use builder::ConfigBuilder;
 pub use secret::Secret;
 pub use sections::{
-    ClusterConfig, EtcdConfig, FixedConfig, PoolConfig, PostgresConfig, ProbeConfig, ReadConfig,
-    RestConfig, RetryConfig, SslMode, WhenNone,
+    BreakerConfig, ClusterConfig, EtcdConfig, FixedConfig, PoolConfig, PostgresConfig, ProbeConfig,
+    ReadConfig, RestConfig, RetryConfig, SslMode, WhenNone,
 };
 
 /// Everything a [`LeaderPool`](crate::LeaderPool) needs to know.
@@ -69,6 +69,9 @@ pub struct Config {
     /// How often members are asked how they are.
     #[serde(default)]
     pub probe: ProbeConfig,
+    /// When reads are kept off a member that fails.
+    #[serde(default)]
+    pub breaker: BreakerConfig,
     /// Where reads go unless the call says otherwise.
     #[serde(default)]
     pub read: ReadConfig,

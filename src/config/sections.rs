@@ -168,14 +168,15 @@ pub struct PostgresConfig {
     #[serde(deserialize_with = "duration::required")]
     pub connect_timeout: Duration,
     /// How long sent data may stay unacknowledged before the kernel gives the connection up (Linux).
-    /// Default 10 s.
+    /// Default 10 s. It bounds the wait for a host that is gone, not for a server that hangs: there the
+    /// kernel still acknowledges, and `pool.cut_dead_after` is what ends the wait.
     #[serde(deserialize_with = "duration::required")]
     pub tcp_user_timeout: Duration,
     /// How long a connection is idle before the kernel probes it, in whole seconds. Default 15 s.
     #[serde(deserialize_with = "duration::required")]
     pub keepalive_idle: Duration,
-    /// The time between two such probes, in whole seconds; three unanswered ones end the connection.
-    /// Default 5 s.
+    /// The time between two such probes, in whole seconds; three unanswered ones end the connection, or
+    /// fewer where `tcp_user_timeout` has passed by then. Default 5 s.
     #[serde(deserialize_with = "duration::required")]
     pub keepalive_interval: Duration,
 }
@@ -284,6 +285,50 @@ impl Default for ProbeConfig {
             watchful_interval: Duration::from_millis(250),
             urgent_interval: Duration::from_millis(20),
             timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// `[breaker]`: when reads are kept off a member that fails, for how long, and how it is taken back. Each
+/// member has a breaker of its own. It never refuses a writer, nor a read that has nowhere else to go.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a section, [breaker]")]
+#[non_exhaustive]
+pub struct BreakerConfig {
+    /// Connections in a row that could not be made, of callers and of the probe, that open it. Default 3;
+    /// 0: none do.
+    pub connect_failures: u32,
+    /// Questions in a row that were not answered in time that open it. Default 3; 0: none do.
+    pub timeouts: u32,
+    /// Failures in percent of the calls of the last `window` that open it. Default 50; 0: none do.
+    pub error_percent: u32,
+    /// Calls in the window below which the percentage means nothing. Default 20.
+    pub min_samples: u32,
+    /// What counts as recent. Default 10 s.
+    #[serde(deserialize_with = "duration::required")]
+    pub window: Duration,
+    /// How long it is open the first time; a random part of up to a half less, so that many pools do not come
+    /// back at the same moment. Each opening soon after another lasts twice as long. Default 1 s.
+    #[serde(deserialize_with = "duration::required")]
+    pub open_for: Duration,
+    /// How long it is open at most. Default 30 s. At least `open_for`.
+    #[serde(deserialize_with = "duration::required")]
+    pub open_at_most: Duration,
+    /// Calls on trial, one at a time, that must succeed before the member is used as before. Default 1.
+    pub trials: u32,
+}
+
+impl Default for BreakerConfig {
+    fn default() -> Self {
+        Self {
+            connect_failures: 3,
+            timeouts: 3,
+            error_percent: 50,
+            min_samples: 20,
+            window: Duration::from_secs(10),
+            open_for: Duration::from_secs(1),
+            open_at_most: Duration::from_secs(30),
+            trials: 1,
         }
     }
 }

@@ -145,6 +145,12 @@ const REFUSED: &[(&str, &str, Change)] = &[
     ("pool.idle_timeout", "longer than `pool.max_lifetime`", |c| {
         c.pool.max_lifetime = Duration::from_secs(599);
     }),
+    ("breaker.error_percent", "101 is more than 100", |c| c.breaker.error_percent = 101),
+    ("breaker.min_samples", "must not be 0", |c| c.breaker.min_samples = 0),
+    ("breaker.trials", "must not be 0", |c| c.breaker.trials = 0),
+    ("breaker.open_for", "longer than `breaker.open_at_most`", |c| {
+        c.breaker.open_for = Duration::from_secs(31);
+    }),
     ("probe.watchful_interval", "longer than `probe.interval`", |c| {
         c.probe.interval = Duration::from_millis(249);
     }),
@@ -199,6 +205,9 @@ const DURATIONS: &[(&str, SetDuration)] = &[
     ("pool.start_timeout", |c, d| c.pool.start_timeout = d),
     ("pool.close_timeout", |c, d| c.pool.close_timeout = d),
     ("pool.idle_timeout", |c, d| c.pool.idle_timeout = d),
+    ("breaker.window", |c, d| c.breaker.window = d),
+    ("breaker.open_for", |c, d| c.breaker.open_for = d),
+    ("breaker.open_at_most", |c, d| c.breaker.open_at_most = d),
     ("probe.interval", |c, d| c.probe.interval = d),
     ("probe.watchful_interval", |c, d| c.probe.watchful_interval = d),
     ("probe.urgent_interval", |c, d| c.probe.urgent_interval = d),
@@ -308,6 +317,10 @@ fn limits_are_inclusive() {
     config.pool.read_timeout = Duration::from_secs(2);
     config.pool.max_lifetime = Duration::from_secs(30 * 86_400);
     config.pool.idle_timeout = Duration::from_secs(86_400);
+    config.breaker.connect_failures = 0;
+    config.breaker.timeouts = 0;
+    config.breaker.error_percent = 0;
+    config.breaker.open_for = config.breaker.open_at_most;
     config.probe.interval = Duration::from_millis(1);
     config.probe.watchful_interval = Duration::from_millis(1);
     config.probe.urgent_interval = Duration::from_millis(1);
@@ -536,6 +549,7 @@ fn the_example_shows_every_field_and_its_default() {
     let shown = Config::deserialize(table).expect("each line fits its field");
     let pool = PoolConfig { write_timeout: shown.pool.write_timeout, ..Default::default() };
     assert_eq!(shown.pool, pool);
+    assert_eq!(shown.breaker, BreakerConfig::default());
     assert_eq!(shown.probe, ProbeConfig::default());
     assert_eq!(shown.read.when_none, WhenNone::default());
     let (etcd, rest) = (shown.etcd.expect("etcd"), shown.rest.expect("rest"));

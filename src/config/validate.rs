@@ -8,8 +8,8 @@ use std::time::Duration;
 use hyper::Uri;
 
 use super::{
-    ClusterConfig, Config, ConfigError, EtcdConfig, FixedConfig, PoolConfig, PostgresConfig,
-    ProbeConfig, ReadConfig, RestConfig, RetryConfig, Secret, SslMode,
+    BreakerConfig, ClusterConfig, Config, ConfigError, EtcdConfig, FixedConfig, PoolConfig,
+    PostgresConfig, ProbeConfig, ReadConfig, RestConfig, RetryConfig, Secret, SslMode,
 };
 use crate::patroni::ServerAddress;
 
@@ -43,6 +43,7 @@ impl Config {
         postgres(&self.postgres)?;
         pool(&self.pool, self.postgres.connect_timeout)?;
         probe(&self.probe)?;
+        breaker(&self.breaker)?;
         read(&self.read)?;
         retry(&self.retry)
     }
@@ -264,6 +265,28 @@ fn pool(section: &PoolConfig, connect_timeout: Duration) -> Checked {
     between("pool.max_lifetime", *max_lifetime, SHORTEST, LONGEST_LIFETIME)?;
     duration("pool.idle_timeout", *idle_timeout)?;
     at_most(("pool.idle_timeout", *idle_timeout), ("pool.max_lifetime", *max_lifetime))
+}
+
+fn breaker(section: &BreakerConfig) -> Checked {
+    let BreakerConfig {
+        connect_failures: _,
+        timeouts: _,
+        error_percent,
+        min_samples,
+        window,
+        open_for,
+        open_at_most,
+        trials,
+    } = section;
+    if *error_percent > 100 {
+        return refuse("breaker.error_percent", format!("{error_percent} is more than 100"));
+    }
+    count("breaker.min_samples", *min_samples as usize, MAX_WAITING)?;
+    duration("breaker.window", *window)?;
+    duration("breaker.open_for", *open_for)?;
+    duration("breaker.open_at_most", *open_at_most)?;
+    at_most(("breaker.open_for", *open_for), ("breaker.open_at_most", *open_at_most))?;
+    count("breaker.trials", *trials as usize, 1000)
 }
 
 fn probe(section: &ProbeConfig) -> Checked {

@@ -1,7 +1,7 @@
 //! The circuit breaker of one member: whether it is worth asking.
 //!
 //! It spares callers the wait for a member that fails, and the member a crowd while it recovers. It never
-//! decides who leads, and it never takes the last candidate away: see [`keep_passable`].
+//! decides who leads, and it never takes the last candidate away: see `keep_passable` in `routing`.
 //!
 //! - **Closed**: everything passes. It opens after so many connect failures or timeouts in a row, or when too
 //!   many of the last window's samples failed.
@@ -24,8 +24,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub(crate) use shared::{SharedBreaker, Trial};
+use shared::Standing;
+pub(super) use shared::{SharedBreaker, Trial};
 use window::{Slots, Window};
+
+use crate::config;
 
 /// Far longer than any time that makes sense, and short enough to be added to any moment.
 const DAY: Duration = Duration::from_secs(86_400);
@@ -53,20 +56,37 @@ pub(crate) struct BreakerConfig {
     pub(crate) probe_limit: Duration,
 }
 
-impl Default for BreakerConfig {
-    fn default() -> Self {
+impl BreakerConfig {
+    /// As the section says, with probes that end within `probe_limit` by themselves.
+    pub(crate) fn new(section: &config::BreakerConfig, probe_limit: Duration) -> Self {
         Self {
-            connect_failures: 3,
-            timeouts: 3,
-            error_percent: 50,
-            min_samples: 20,
-            window: Duration::from_secs(10),
-            open_for: Duration::from_secs(1),
-            open_at_most: Duration::from_secs(30),
-            probe_successes: 1,
-            probe_limit: Duration::from_secs(10),
+            connect_failures: section.connect_failures,
+            timeouts: section.timeouts,
+            error_percent: section.error_percent,
+            min_samples: section.min_samples.into(),
+            window: section.window,
+            open_for: section.open_for,
+            open_at_most: section.open_at_most,
+            probe_successes: section.trials,
+            probe_limit,
         }
     }
+}
+
+#[cfg(test)]
+impl Default for BreakerConfig {
+    fn default() -> Self {
+        Self::new(&config::BreakerConfig::default(), Duration::from_secs(10))
+    }
+}
+
+/// How a call succeeded, as far as it speaks for the member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Proof {
+    /// A connection was made: it takes new ones, and answers.
+    Connected,
+    /// It answered on a connection that was there. Whether it would take a new one is not known.
+    Answered,
 }
 
 /// How a call failed, as far as it speaks against the member.
@@ -76,7 +96,7 @@ pub(crate) enum Failure {
     Connect,
     /// No answer in time.
     Timeout,
-    /// It answered, but with an error that is the member's and not the statement's.
+    /// It answered with an error that is the member's and not the statement's, or hung up.
     Error,
 }
 
@@ -148,7 +168,7 @@ impl State {
         }
     }
 
-    /// For traces, counts and the report.
+    #[cfg(test)]
     pub(crate) fn name(&self) -> &'static str {
         match self {
             State::Closed { .. } => "closed",
@@ -293,10 +313,14 @@ impl Breaker {
     }
 
     /// A call without a ticket was answered.
-    pub(crate) fn success(&mut self, now: Instant) {
+    pub(crate) fn success(&mut self, proof: Proof, now: Instant) {
         let now = self.advance(now);
         if let Mode::Closed { connect_failures, timeouts, window, .. } = &mut self.mode {
-            (*connect_failures, *timeouts) = (0, 0);
+            match proof {
+                Proof::Connected => (*connect_failures, *timeouts) = (0, 0),
+                // A server that hangs on to its sessions may take no new ones.
+                Proof::Answered => *timeouts = 0,
+            }
             window.add(self.slots.number(now), 1, 0);
         }
     }
@@ -315,12 +339,11 @@ impl Breaker {
         };
         let slot = self.slots.number(now);
         window.add(slot, 0, 1);
-        // Neither a refused connection nor a timeout shows that the server answers, so that neither ends
-        // the other's run.
+        // No failure ends another's run: only a success shows that the member is well in that respect.
         match kind {
             Failure::Connect => *connect_failures = connect_failures.saturating_add(1),
             Failure::Timeout => *timeouts = timeouts.saturating_add(1),
-            Failure::Error => (*connect_failures, *timeouts) = (0, 0),
+            Failure::Error => {}
         }
         let config = &self.config;
         let (failed, of) = window.totals(slot);
@@ -369,6 +392,15 @@ impl Breaker {
                 (Pass::LastResort(Ticket::LastResort(self.era)), transition)
             }
             passed => passed,
+        }
+    }
+
+    /// A ticket of the last resort for a call that passes in any case, where it is not closed. It takes no
+    /// probe's place, however long the call lasts.
+    pub(crate) fn last_resort(&self) -> Option<Ticket> {
+        match self.mode {
+            Mode::Closed { .. } => None,
+            Mode::Open { .. } | Mode::HalfOpen { .. } => Some(Ticket::LastResort(self.era)),
         }
     }
 
@@ -489,14 +521,23 @@ impl Breaker {
         }
     }
 
-    /// Whether it is closed; and if so, whether a success would change nothing but the count.
-    fn calm(&self) -> (bool, bool) {
-        match self.mode {
-            Mode::Closed { connect_failures, timeouts, .. } => {
-                (true, connect_failures == 0 && timeouts == 0)
+    /// What a call has to know before it takes any lock.
+    fn standing(&self) -> Standing {
+        let Mode::Closed { connect_failures, timeouts, window, .. } = &self.mode else {
+            return Standing::GUARDED;
+        };
+        let (failed, _) = window.totals(self.slots.number(self.latest));
+        let mut standing = Standing::CALM;
+        for (holds, mark) in [
+            (failed > 0, Standing::COUNTING),
+            (*connect_failures > 0, Standing::CONNECTS_FAIL),
+            (*timeouts > 0, Standing::TIMES_OUT),
+        ] {
+            if holds {
+                standing = standing.with(mark);
             }
-            Mode::Open { .. } | Mode::HalfOpen { .. } => (false, false),
         }
+        standing
     }
 }
 
@@ -508,18 +549,4 @@ impl Mode {
 
 fn reached(count: u32, threshold: u32) -> bool {
     threshold > 0 && count >= threshold
-}
-
-/// Leaves the candidates that `passes` lets through; or, where it lets none through, all of them: a call
-/// to a member that probably fails is better than a call that surely does.
-///
-/// True where all were left for that reason: they are then asked by
-/// [`pass_as_last`](SharedBreaker::pass_as_last). It must see all candidates for a call at once, the
-/// leader included where the read may go there.
-pub(crate) fn keep_passable<T>(candidates: &mut Vec<T>, passes: impl FnMut(&T) -> bool) -> bool {
-    let (passable, refused): (Vec<T>, Vec<T>) =
-        std::mem::take(candidates).into_iter().partition(passes);
-    let last_resort = passable.is_empty() && !refused.is_empty();
-    *candidates = if last_resort { refused } else { passable };
-    last_resort
 }

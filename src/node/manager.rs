@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::conn::Conn;
 use super::dial::{DialError, Dialer};
+use super::guard::Guard;
 use super::member::{Fence, FenceLine};
 use super::wire::WireState;
 use crate::patroni::{ServerAddress, SystemId};
@@ -37,6 +38,7 @@ pub(crate) struct ConnManager {
     pub(super) suspect: SuspectFn,
     pub(super) expected_id: ExpectedId,
     pub(super) max_lifetime: Duration,
+    pub(super) guard: Arc<Guard>,
 }
 
 impl ConnManager {
@@ -48,6 +50,27 @@ impl ConnManager {
         let shorter = self.max_lifetime.mul_f64(rand::random_range(0.0..0.025));
         let lifetime = self.max_lifetime - shorter;
         Ok(Conn::start(dialed, wire, (&self.tasks, &self.runtime), line, lifetime))
+    }
+
+    /// A connection of the pool's.
+    async fn make(&self) -> Result<Conn, DialError> {
+        // Taken before dialling: a fence that falls meanwhile cuts this one too.
+        let line = self.fence.line();
+        let conn = match self.dial(line).await {
+            Ok(conn) => conn,
+            Err(error) => {
+                (self.suspect)(Suspicion::ConnectionLost);
+                return Err(error);
+            }
+        };
+        // The server may freeze between the two: the limit is for the new connection as a whole.
+        let limit = self.dialer.connect_timeout();
+        timeout(limit, self.check_identity(&conn)).await.unwrap_or_else(|_| {
+            Err(DialError::TimedOut { address: self.address.clone(), limit })
+        })?;
+        let suspect = Arc::clone(&self.suspect);
+        conn.wire().report_to(Box::new(move |what| suspect(what)));
+        Ok(conn)
     }
 
     async fn check_identity(&self, conn: &Conn) -> Result<(), DialError> {
@@ -72,23 +95,12 @@ impl Manager for ConnManager {
     type Error = DialError;
 
     async fn create(&self) -> Result<Conn, DialError> {
-        // Taken before dialling: a fence that falls meanwhile cuts this one too.
-        let line = self.fence.line();
-        let conn = match self.dial(line).await {
-            Ok(conn) => conn,
-            Err(error) => {
-                (self.suspect)(Suspicion::ConnectionLost);
-                return Err(error);
-            }
-        };
-        // The server may freeze between the two: the limit is for the new connection as a whole.
-        let limit = self.dialer.connect_timeout();
-        timeout(limit, self.check_identity(&conn)).await.unwrap_or_else(|_| {
-            Err(DialError::TimedOut { address: self.address.clone(), limit })
-        })?;
-        let suspect = Arc::clone(&self.suspect);
-        conn.wire().report_to(Box::new(move |what| suspect(what)));
-        Ok(conn)
+        let made = self.make().await;
+        match &made {
+            Ok(_) => self.guard.connected(),
+            Err(error) => self.guard.not_connected(error),
+        }
+        made
     }
 
     // No round trip and no clock here: deadpool recycles one connection after the other, so that a few

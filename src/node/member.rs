@@ -1,5 +1,6 @@
 //! One member of the cluster, as the pool holds it.
 
+use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use deadpool::Runtime;
-use deadpool::managed::{Pool, PoolError, Status, Timeouts};
+use deadpool::managed::{Object, Pool, PoolError, Status, Timeouts};
 use futures_util::future::poll_fn;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
@@ -18,13 +19,18 @@ use tokio_postgres::CancelToken;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::breaker::{BreakerConfig, Failure};
+use super::conn::Conn;
 use super::dial::{DialError, Dialer};
+use super::guard::{Guard, TellFn, Test, failure_of};
+use super::hot::Hot;
+use super::keeper;
 use super::load::Load;
 use super::manager::{ConnManager, ConnObject, ExpectedId};
 use super::probe;
 use super::run::RunSeen;
 use super::wire::WireState;
-use crate::config::{PoolConfig, ProbeConfig};
+use crate::config::{self, PoolConfig, ProbeConfig};
 use crate::patroni::{HistoryLine, ServerAddress, Timeline, parse_history_file};
 use crate::pool::Lent;
 use crate::topology::{Cadence, Event, MemberSpec, Suspicion};
@@ -88,12 +94,16 @@ pub(crate) struct NodeContext {
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) pool: PoolConfig,
     pub(crate) probe: ProbeConfig,
+    pub(crate) breaker: config::BreakerConfig,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) tasks: TaskTracker,
     /// The pool's own runtime: a client may be dropped outside of any.
     pub(crate) runtime: Handle,
     pub(crate) lent: Arc<Lent>,
     pub(crate) expected_id: ExpectedId,
+    /// The number of the present reign.
+    pub(crate) reign: Arc<dyn Fn() -> u64 + Send + Sync>,
+    pub(crate) tell: TellFn,
     /// How fresh the reads that are going on want to be.
     pub(crate) demand: Arc<probe::Demand>,
 }
@@ -103,10 +113,12 @@ pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) address: ServerAddress,
     pub(crate) load: Load,
+    pub(crate) guard: Arc<Guard>,
     pub(crate) lent: Arc<Lent>,
     pub(crate) tasks: TaskTracker,
     pub(crate) runtime: Handle,
     pool: Pool<ConnManager>,
+    hot: Hot<ConnObject>,
     fence: Arc<Fence>,
     cadence: watch::Sender<Cadence>,
     wake: Arc<Notify>,
@@ -122,6 +134,10 @@ impl Node {
     pub(crate) fn start(spec: &MemberSpec, context: &NodeContext) -> Arc<Self> {
         let fence = Arc::new(Fence::default());
         let (events, name) = (context.events.clone(), spec.name.clone());
+        // More than any test of the member takes: dialling, and one answer.
+        let test_limit = 2 * (context.dialer.connect_timeout() + context.probe.timeout);
+        let breaker = BreakerConfig::new(&context.breaker, test_limit);
+        let guard = Guard::new(spec.name.clone(), breaker, Arc::clone(&context.tell));
         let manager = ConnManager {
             address: spec.address.clone(),
             dialer: Arc::clone(&context.dialer),
@@ -135,6 +151,7 @@ impl Node {
             }),
             expected_id: Arc::clone(&context.expected_id),
             max_lifetime: context.pool.max_lifetime,
+            guard: Arc::clone(&guard),
         };
         // The builder fails only where timeouts are set without a runtime.
         let pool = Pool::builder(manager)
@@ -146,10 +163,12 @@ impl Node {
             name: spec.name.clone(),
             address: spec.address.clone(),
             load: Load::default(),
+            guard,
             lent: Arc::clone(&context.lent),
             tasks: context.tasks.clone(),
             runtime: context.runtime.clone(),
             pool,
+            hot: Hot::new(),
             fence,
             cadence: watch::Sender::new(Cadence::Normal),
             wake: Arc::new(Notify::new()),
@@ -158,6 +177,11 @@ impl Node {
             run: Mutex::new(None),
             idle_timeout: context.pool.idle_timeout,
         });
+        context.tasks.spawn(keeper::run(
+            Arc::clone(&node),
+            context.pool.clone(),
+            node.cancel.clone(),
+        ));
         context.tasks.spawn(probe::run(
             Arc::clone(&node),
             context.clone(),
@@ -167,15 +191,45 @@ impl Node {
         node
     }
 
+    /// A connection that came back a moment ago, where there is one.
+    #[inline]
+    pub(crate) fn at_hand(&self) -> Option<ConnObject> {
+        sound(self.hot.take()?)
+    }
+
+    /// Takes a connection back that is at rest.
+    #[inline]
+    pub(crate) fn give_back(&self, object: ConnObject) {
+        // Where it is not kept, its drop puts it back into the pool.
+        let _ = self.hot.keep(object);
+    }
+
     /// A connection, by `deadline`, dialling included.
     pub(crate) async fn checkout(&self, deadline: Instant) -> Result<ConnObject, CheckoutFailure> {
+        if let Some(object) = self.at_hand() {
+            return Ok(object);
+        }
         let timeouts = Timeouts::default();
         let mut get = pin!(self.pool.timeout_get(&timeouts));
         // An idle connection is there at once; only who has to wait needs a timer.
         let at_once = poll_fn(|cx| Poll::Ready(get.as_mut().poll(cx))).await;
         let got = match at_once {
             Poll::Ready(got) => Ok(got),
-            Poll::Pending => timeout_at(deadline, get).await,
+            Poll::Pending => {
+                // From here on what comes back is not kept at hand; what was so far is ours.
+                let (_waiter, kept) = self.hot.wait();
+                if let Some(object) = kept.and_then(sound) {
+                    return Ok(object);
+                }
+                let began = Instant::now();
+                let got = timeout_at(deadline, get).await;
+                let status = self.pool.status();
+                // With room for more, it was a new connection that was waited for.
+                if got.is_err() && status.size < status.max_size {
+                    self.guard.not_waited_for(began);
+                }
+                got
+            }
         };
         match got {
             Ok(Ok(object)) => Ok(object),
@@ -190,6 +244,42 @@ impl Node {
                 | PoolError::PostCreateHook(_),
             )) => Err(CheckoutFailure::TimedOut),
             Err(_) => Err(CheckoutFailure::TimedOut),
+        }
+    }
+
+    /// Hands a connection out that is on trial, once the server has answered on it, by `limit`.
+    pub(crate) async fn try_out(
+        &self,
+        object: ConnObject,
+        test: Test,
+        limit: Instant,
+    ) -> Result<ConnObject, CheckoutFailure> {
+        match sign_of_life(&object, limit).await {
+            Ok(()) => {
+                test.passed();
+                Ok(object)
+            }
+            Err(failure) => {
+                test.failed(failure);
+                drop(Object::take(object));
+                self.suspect(Suspicion::ConnectionLost);
+                let source = io::Error::other(format!("asked for a sign of life: {failure}"));
+                let address = self.address.clone();
+                Err(CheckoutFailure::Dial(DialError::Unreachable { address, source }))
+            }
+        }
+    }
+
+    /// Makes a test that is due, over a connection of its own: an answer on an old one does not tell whether
+    /// the server takes new ones.
+    pub(super) async fn make_test(&self, test: Test, limit: Duration) {
+        let result = match self.manager().dial(Arc::default()).await {
+            Ok(conn) => sign_of_life(&conn, Instant::now() + limit).await,
+            Err(error) => Err(failure_of(&error)),
+        };
+        match result {
+            Ok(()) => test.passed(),
+            Err(failure) => test.failed(failure),
         }
     }
 
@@ -225,7 +315,9 @@ impl Node {
     }
 
     pub(crate) fn status(&self) -> Status {
-        self.pool.status()
+        let mut status = self.pool.status();
+        status.available += usize::from(self.hot.is_occupied());
+        status
     }
 
     pub(crate) fn set_cadence(&self, cadence: Cadence) {
@@ -244,7 +336,7 @@ impl Node {
     /// Starts to make a connection where there is none, so that the first writer after an admission need
     /// not wait for a handshake.
     pub(crate) fn warm(self: &Arc<Self>, tasks: &TaskTracker, limit: Duration) {
-        if self.pool.status().available > 0 || self.warming.swap(true, Ordering::AcqRel) {
+        if self.status().available > 0 || self.warming.swap(true, Ordering::AcqRel) {
             return;
         }
         let node = Arc::clone(self);
@@ -259,6 +351,7 @@ impl Node {
     /// Cuts all its connections, in use or not.
     pub(crate) fn cut(&self) {
         self.fence.fall();
+        drop(self.hot.take().and_then(sound));
         self.pool.retain(|conn, _| !conn.is_dead());
     }
 
@@ -269,19 +362,45 @@ impl Node {
 
     /// Drops connections that are dead, or were idle for too long.
     pub(crate) fn sweep(&self) {
+        if let Some(mut object) = self.hot.unwanted().and_then(sound) {
+            object.touch(Instant::now());
+            drop(object);
+        }
         let idle = self.idle_timeout;
-        self.pool.retain(|conn, metrics| !conn.is_dead() && metrics.last_used() < idle);
+        self.pool.retain(|conn, metrics| {
+            !conn.is_dead() && metrics.last_used().min(conn.untouched_for()) < idle
+        });
     }
 
     /// Lends nothing more, and sends those away who wait for a connection.
     pub(crate) fn close(&self) {
         self.pool.close();
+        drop(self.hot.close());
     }
 
     /// Stops its probe and lends nothing more; what is out is closed on return.
     pub(crate) fn remove(&self) {
-        self.pool.close();
+        self.close();
         self.cancel.cancel();
+    }
+}
+
+/// What is dead is not put back, and what is not at rest is the pool's to see to.
+#[inline]
+fn sound(object: ConnObject) -> Option<ConnObject> {
+    if object.is_dead() {
+        drop(Object::take(object));
+        return None;
+    }
+    object.wire().is_at_rest().then_some(object)
+}
+
+/// Asks for the cheapest answer there is.
+pub(super) async fn sign_of_life(conn: &Conn, limit: Instant) -> Result<(), Failure> {
+    match timeout_at(limit, conn.simple_query("")).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(_)) => Err(Failure::Error),
+        Err(_) => Err(Failure::Timeout),
     }
 }
 

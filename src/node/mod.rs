@@ -4,10 +4,12 @@
 //! the first writes. What a connection may be used for is written on it: the reign under which it was
 //! last verified as the primary's. The number is compared at each checkout, which costs no round trip.
 
-#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the pool does not ask it yet"))]
 mod breaker;
 mod conn;
 mod dial;
+mod guard;
+mod hot;
+mod keeper;
 mod load;
 mod manager;
 mod member;
@@ -19,6 +21,7 @@ pub use conn::Conn;
 pub use dial::DialError;
 
 pub(crate) use dial::Dialer;
+pub(crate) use guard::{Passage, Watch};
 pub(crate) use manager::{AFTERMATH, ConnObject};
 pub(crate) use member::{CheckoutFailure, Node, NodeContext};
 pub(crate) use probe::Demand;

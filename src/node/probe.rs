@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_postgres::Statement;
 use tokio_util::sync::CancellationToken;
 
+use super::breaker::Identity;
 use super::conn::Conn;
 use super::dial::DialError;
 use super::member::{Node, NodeContext};
@@ -112,9 +113,25 @@ pub(super) async fn run(
                 prober.ask().await
             } => result,
         };
+        let guard = &prober.node.guard;
         match &result {
-            Ok(report) => prober.node.load.sample(report.round_trip),
-            Err(_) => prober.node.load.failure(),
+            Ok(report) => {
+                prober.node.load.sample(report.round_trip);
+                let (reign, started_at) = ((context.reign)(), report.started_at);
+                guard.probe_answered(Identity { reign, started_at });
+                // Of no use while not even this is answered.
+                if let Some(test) = guard.due() {
+                    let (node, limit) = (Arc::clone(&prober.node), context.probe.timeout);
+                    let cancel = cancel.clone();
+                    context.tasks.spawn(async move {
+                        cancel.run_until_cancelled(node.make_test(test, limit)).await;
+                    });
+                }
+            }
+            Err(failure) => {
+                prober.node.load.failure();
+                guard.probe_failed(failure);
+            }
         }
         let event = Event::Probed {
             member: prober.node.name.clone(),

@@ -2,6 +2,8 @@
 
 mod pick;
 mod policy;
+#[cfg(test)]
+mod tests;
 
 pub use policy::{Freshness, Ineligible, ReadPolicy};
 

@@ -27,6 +27,25 @@ pub(crate) fn pick_two(
     }
 }
 
+/// Leaves the candidates that `passes` lets through; or, where it lets none through, all of them: a call
+/// to a member that probably fails is better than a call that surely does.
+///
+/// True where all were left for that reason: then each of them is the last resort.
+pub(crate) fn keep_passable<T>(
+    candidates: &mut Vec<T>,
+    mut passes: impl FnMut(&T) -> bool,
+) -> bool {
+    // Mostly all of them pass.
+    if candidates.iter().all(&mut passes) {
+        return false;
+    }
+    let before = std::mem::take(candidates);
+    let (passable, refused): (Vec<T>, Vec<T>) = before.into_iter().partition(passes);
+    let last_resort = passable.is_empty();
+    *candidates = if last_resort { refused } else { passable };
+    last_resort
+}
+
 /// Latency in powers of two above 16 ms. Finer differences are mostly noise, and following them would
 /// send all idle traffic to one member; MongoDB's drivers take 15 ms for the same reason.
 fn slowness(latency: Duration) -> u32 {
@@ -73,6 +92,20 @@ mod tests {
             |in_flight| move |index| if index == 0 { (in_flight, MS) } else { (0, 600 * MS) };
         assert!((0..100).all(|_| pick_two(2, near_busy(30), &mut rng) == Some(0)));
         assert!((0..100).all(|_| pick_two(2, near_busy(32), &mut rng) == Some(1)));
+    }
+
+    #[test]
+    fn the_last_candidates_are_never_taken_away() {
+        let keep = |open: [bool; 3]| {
+            let mut candidates = vec![0, 1, 2];
+            let last_resort = keep_passable(&mut candidates, |index: &usize| !open[*index]);
+            (candidates, last_resort)
+        };
+        assert_eq!(keep([false, false, false]), (vec![0, 1, 2], false));
+        assert_eq!(keep([true, false, true]), (vec![1], false));
+        assert_eq!(keep([true, true, true]), (vec![0, 1, 2], true));
+        let mut nobody: Vec<usize> = Vec::new();
+        assert!(!keep_passable(&mut nobody, |_| false));
     }
 
     proptest! {

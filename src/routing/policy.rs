@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::pick::keep_passable;
 use crate::config::{ReadConfig, WhenNone};
 use crate::token::CausalToken;
 use crate::topology::{ClusterView, MemberHealth, MemberView};
@@ -223,7 +224,12 @@ impl fmt::Display for Ineligible {
 #[derive(Debug, PartialEq)]
 pub(crate) enum ReadChoice<'a> {
     /// One of these replicas.
-    Replicas(Vec<&'a MemberView>),
+    Replicas {
+        /// Not empty.
+        members: Vec<&'a MemberView>,
+        /// Whether they are here though their breakers refuse: there is nobody else.
+        last_resort: bool,
+    },
     /// The leader, as a write would find it.
     Leader,
     /// Wait for the view to change.
@@ -232,11 +238,13 @@ pub(crate) enum ReadChoice<'a> {
     Refuse(Vec<(String, Ineligible)>),
 }
 
-/// Where a read under `policy` goes. Members in `avoid` are passed over while others qualify.
+/// Where a read under `policy` goes. Members that `passes` refuses, and those in `avoid`, are passed over
+/// while others qualify; the former also while there is a leader that the read may go to.
 pub(crate) fn choose_read<'a>(
     view: &'a ClusterView,
     policy: &ReadPolicy,
     avoid: &[String],
+    passes: impl Fn(&str) -> bool,
     now: Instant,
 ) -> ReadChoice<'a> {
     if policy.freshness == Freshness::Leader {
@@ -249,6 +257,10 @@ pub(crate) fn choose_read<'a>(
             None => eligible.push(member),
             Some(reason) => reasons.push((member.name.clone(), reason)),
         }
+    }
+    let last_resort = keep_passable(&mut eligible, |member| passes(&member.name));
+    if last_resort && policy.when_none == WhenNone::Leader && view.leader.admitted().is_some() {
+        return ReadChoice::Leader;
     }
     narrow(&mut eligible, |member| !avoid.contains(&member.name));
     if let Some((name, value)) = &policy.prefer_tag {
@@ -263,7 +275,7 @@ pub(crate) fn choose_read<'a>(
         });
     }
     if !eligible.is_empty() {
-        return ReadChoice::Replicas(eligible);
+        return ReadChoice::Replicas { members: eligible, last_resort };
     }
     match policy.when_none {
         WhenNone::Leader => ReadChoice::Leader,

@@ -255,6 +255,28 @@ pub enum Action {
     Tell(TopologyEvent),
 }
 
+/// Whether a member's circuit breaker lets reads pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BreakerState {
+    /// All of them.
+    Closed,
+    /// None that have somewhere else to go.
+    Open,
+    /// One at a time, to see how it fares.
+    HalfOpen,
+}
+
+impl fmt::Display for BreakerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            BreakerState::Closed => "closed",
+            BreakerState::Open => "open",
+            BreakerState::HalfOpen => "half-open",
+        })
+    }
+}
+
 /// What happened, for traces, subscribers and the report.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
@@ -324,6 +346,18 @@ pub enum TopologyEvent {
         switch_lsn: Lsn,
         /// How many commits.
         count: usize,
+    },
+    /// A member's circuit breaker changed its state. (Told by the member's node; the state machine knows no
+    /// breakers.)
+    BreakerChanged {
+        /// The member.
+        member: String,
+        /// The state it was in.
+        from: BreakerState,
+        /// The state it is in.
+        to: BreakerState,
+        /// Why, in words.
+        reason: String,
     },
     /// A key was left out of the view.
     KeyRejected {

@@ -34,8 +34,8 @@ mod view;
 
 pub use epoch::Epoch;
 pub use event::{
-    Action, Cadence, Event, MemberSpec, ProbeFailure, ProbeReport, SourceKind, Suspicion,
-    TopologyEvent, WithdrawReason,
+    Action, BreakerState, Cadence, Event, MemberSpec, ProbeFailure, ProbeReport, SourceKind,
+    Suspicion, TopologyEvent, WithdrawReason,
 };
 pub use machine::{Topology, TopologyConfig};
 pub use refusal::Refusal;

@@ -356,6 +356,7 @@ fn show_action(action: &Action) -> String {
             TopologyEvent::MemberRemoved { member } => format!("removed {member}"),
             TopologyEvent::KeyRejected { key, .. } => format!("rejected {key}"),
             TopologyEvent::WritesLost { .. } => "writes lost".into(),
+            TopologyEvent::BreakerChanged { member, to, .. } => format!("breaker {member} {to}"),
         },
     }
 }

@@ -8,6 +8,7 @@
 
 mod account;
 mod bed;
+mod breaker;
 mod faults;
 mod members;
 mod outcomes;
@@ -72,6 +73,8 @@ fn main() {
         members::replica_added_and_removed,
         members::member_whose_json_is_garbage,
         members::foreign_address_in_conn_url,
+        breaker::replica_that_takes_no_connections,
+        breaker::replica_frozen_and_killed,
     ];
     // Side by side means alternating: neighbours in this list belong to different clusters.
     let trials = scenarios

@@ -6,23 +6,43 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 
 use super::window::Slots;
-use super::{Breaker, BreakerConfig, Failure, Identity, Outcome, Pass, State, Ticket, Transition};
+use super::{
+    Breaker, BreakerConfig, Failure, Identity, Outcome, Pass, Proof, State, Ticket, Transition,
+};
 
-/// Closed, and a success changes nothing but a count.
-const CALM: u8 = 0;
-/// Closed, with failures in a row that a success ends.
-const TROUBLED: u8 = 1;
-/// Open or half-open.
-const GUARDED: u8 = 2;
+/// What a call has to know of the breaker before it takes any lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Standing(u8);
 
-/// A [`Breaker`] for many threads. While it is closed, passing is one atomic load; and while nothing fails,
-/// a success is one atomic addition, with the lock taken once for each slot of the window.
+impl Standing {
+    /// Closed, and nothing failed lately: no outcome but a failure matters.
+    pub(super) const CALM: Self = Self(0);
+    /// Closed, with failures in the window: successes count against them.
+    pub(super) const COUNTING: Self = Self(1);
+    /// Closed, with connect failures in a row that a new connection ends.
+    pub(super) const CONNECTS_FAIL: Self = Self(2);
+    /// Closed, with timeouts in a row that any answer ends.
+    pub(super) const TIMES_OUT: Self = Self(4);
+    /// Open or half-open.
+    pub(super) const GUARDED: Self = Self(8);
+
+    pub(super) const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    const fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+/// A [`Breaker`] for many threads. While it is closed, passing is one atomic load. So is a success while
+/// nothing failed lately; otherwise it is one atomic addition, or ends a run under the lock.
 #[derive(Debug)]
 pub(crate) struct SharedBreaker {
-    gate: AtomicU8,
+    standing: AtomicU8,
     slots: Slots,
-    /// Successes of this slot that the breaker was not told of yet. One that is added while the slot
-    /// changes may be counted to the next: a tenth of the window late.
+    /// Successes since the lock was last taken, which was in this slot of the window: they count to it. So
+    /// [`settle_up`](Self::settle_up) must be called about as often as slots change.
     slot: AtomicU64,
     successes: AtomicU64,
     breaker: Mutex<Breaker>,
@@ -32,7 +52,7 @@ impl SharedBreaker {
     pub(crate) fn new(config: BreakerConfig, now: Instant) -> Self {
         let breaker = Breaker::new(config, now);
         Self {
-            gate: AtomicU8::new(CALM),
+            standing: AtomicU8::new(Standing::CALM.0),
             slots: breaker.slots,
             slot: AtomicU64::new(0),
             successes: AtomicU64::new(0),
@@ -40,17 +60,51 @@ impl SharedBreaker {
         }
     }
 
+    fn standing(&self) -> Standing {
+        Standing(self.standing.load(Ordering::Acquire))
+    }
+
+    /// Whether it is closed, and no success would tell it anything.
+    #[inline]
+    pub(crate) fn is_calm(&self) -> bool {
+        self.standing() == Standing::CALM
+    }
+
+    /// Whether it is closed.
+    #[inline]
+    pub(crate) fn is_closed(&self) -> bool {
+        !self.standing().has(Standing::GUARDED)
+    }
+
     pub(crate) fn state(&self) -> State {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner).state()
     }
 
-    /// See [`Breaker::success`].
-    pub(crate) fn success(&self, now: Instant) {
-        let slot = self.slots.number(now);
-        if self.gate.load(Ordering::Acquire) == CALM && slot <= self.slot.load(Ordering::Relaxed) {
+    /// See [`Breaker::success`]. The clock is looked at only where that is of use.
+    #[inline]
+    pub(crate) fn success(&self, proof: Proof, now: impl FnOnce() -> Instant) {
+        let standing = self.standing();
+        if standing == Standing::CALM {
+            return;
+        }
+        let news = match proof {
+            Proof::Connected => standing.has(Standing::CONNECTS_FAIL.with(Standing::TIMES_OUT)),
+            Proof::Answered => standing.has(Standing::TIMES_OUT),
+        };
+        if news {
+            let now = now();
+            self.locked(now, |breaker| breaker.success(proof, now));
+        } else if standing.has(Standing::COUNTING) {
             self.successes.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.locked(now, |breaker| breaker.success(now));
+        }
+    }
+
+    /// Lets time pass: without it, a failure that has left the window would be counted against for ever.
+    pub(crate) fn settle_up(&self, now: Instant) {
+        if !self.is_calm() {
+            self.locked(now, |breaker| {
+                breaker.advance(now);
+            });
         }
     }
 
@@ -65,33 +119,29 @@ impl SharedBreaker {
     }
 
     /// See [`Breaker::try_pass`].
-    #[inline]
     pub(crate) fn try_pass(self: &Arc<Self>, now: Instant) -> (Pass<Trial>, Option<Transition>) {
-        if self.gate.load(Ordering::Acquire) != GUARDED {
-            return (Pass::Allowed, None);
-        }
         let (pass, transition) = self.locked(now, |breaker| breaker.try_pass(now));
         (self.on_trial(pass), transition)
     }
 
     /// See [`Breaker::pass_as_last`].
-    #[inline]
     pub(crate) fn pass_as_last(
         self: &Arc<Self>,
         now: Instant,
     ) -> (Pass<Trial>, Option<Transition>) {
-        if self.gate.load(Ordering::Acquire) != GUARDED {
-            return (Pass::Allowed, None);
-        }
         let (pass, transition) = self.locked(now, |breaker| breaker.pass_as_last(now));
         (self.on_trial(pass), transition)
     }
 
+    /// See [`Breaker::last_resort`].
+    pub(crate) fn last_resort(self: &Arc<Self>, now: Instant) -> Option<Trial> {
+        let ticket = self.locked(now, |breaker| breaker.last_resort())?;
+        Some(Trial { breaker: Arc::clone(self), ticket, settled: false })
+    }
+
     /// See [`Breaker::would_pass`].
-    #[inline]
     pub(crate) fn would_pass(&self, now: Instant) -> bool {
-        self.gate.load(Ordering::Acquire) != GUARDED
-            || self.locked(now, |breaker| breaker.would_pass(now))
+        self.locked(now, |breaker| breaker.would_pass(now))
     }
 
     fn on_trial(self: &Arc<Self>, pass: Pass<Ticket>) -> Pass<Trial> {
@@ -112,12 +162,7 @@ impl SharedBreaker {
             breaker.count_successes(slot, successes);
         }
         let result = work(&mut breaker);
-        let gate = match breaker.calm() {
-            (true, true) => CALM,
-            (true, false) => TROUBLED,
-            (false, _) => GUARDED,
-        };
-        self.gate.store(gate, Ordering::Release);
+        self.standing.store(breaker.standing().0, Ordering::Release);
         result
     }
 }
@@ -135,17 +180,8 @@ pub(crate) struct Trial {
 }
 
 impl Trial {
-    /// The member answered.
-    pub(crate) fn success(self, now: Instant) -> Option<Transition> {
-        self.settle(Outcome::Success, now)
-    }
-
-    /// It failed.
-    pub(crate) fn failure(self, kind: Failure, now: Instant) -> Option<Transition> {
-        self.settle(Outcome::Failure(kind), now)
-    }
-
-    fn settle(mut self, outcome: Outcome, now: Instant) -> Option<Transition> {
+    /// It came to `outcome`.
+    pub(crate) fn settle(mut self, outcome: Outcome, now: Instant) -> Option<Transition> {
         self.settled = true;
         let ticket = self.ticket;
         self.breaker.locked(now, |breaker| breaker.settle(ticket, outcome, rand::random(), now))

@@ -13,13 +13,14 @@ fn start() -> Instant {
 
 #[derive(Debug, Clone, Copy)]
 enum Do {
-    Good,
+    Good(Proof),
     Bad(Failure),
     Wait(u64),
 }
 
 use Do::{Bad, Good, Wait};
 use Failure::{Connect, Error, Timeout};
+use Proof::{Answered, Connected};
 
 /// Where a sequence of plain calls leads.
 fn after(steps: &[Do]) -> &'static str {
@@ -27,7 +28,7 @@ fn after(steps: &[Do]) -> &'static str {
     let mut breaker = Breaker::new(BreakerConfig::default(), now);
     for step in steps {
         match step {
-            Good => breaker.success(now),
+            Good(proof) => breaker.success(*proof, now),
             Bad(kind) => drop(breaker.failure(*kind, 0, now)),
             Wait(millis) => now += Duration::from_millis(*millis),
         }
@@ -38,8 +39,8 @@ fn after(steps: &[Do]) -> &'static str {
 #[test]
 fn what_opens_it_and_what_does_not() {
     let mixed = |good: usize, bad: usize| {
-        let mut steps = vec![Good; good];
-        // As the server's own errors, they are no run of anything.
+        let mut steps = vec![Good(Answered); good];
+        // The server's own errors are no run of anything.
         steps.extend(vec![Bad(Error); bad]);
         steps
     };
@@ -49,15 +50,26 @@ fn what_opens_it_and_what_does_not() {
         ("three connect failures", vec![Bad(Connect); 3], "open"),
         ("three timeouts", vec![Bad(Timeout); 3], "open"),
         (
-            "an answer between",
-            vec![Bad(Connect), Bad(Connect), Good, Bad(Connect), Bad(Connect)],
+            "a connection between",
+            vec![Bad(Connect), Bad(Connect), Good(Connected), Bad(Connect), Bad(Connect)],
             "closed",
         ),
         (
-            "an error is an answer too",
-            vec![Bad(Connect), Bad(Connect), Bad(Error), Bad(Connect)],
+            "an answer on an old one",
+            vec![Bad(Connect), Bad(Connect), Good(Answered), Bad(Connect)],
+            "open",
+        ),
+        (
+            "an answer between timeouts",
+            vec![Bad(Timeout), Bad(Timeout), Good(Answered), Bad(Timeout), Bad(Timeout)],
             "closed",
         ),
+        (
+            "a connection between timeouts",
+            vec![Bad(Timeout), Bad(Timeout), Good(Connected), Bad(Timeout), Bad(Timeout)],
+            "closed",
+        ),
+        ("an error is none", vec![Bad(Connect), Bad(Connect), Bad(Error), Bad(Connect)], "open"),
         ("a timeout is none", vec![Bad(Connect), Bad(Connect), Bad(Timeout), Bad(Connect)], "open"),
         (
             "a connect failure is none",
@@ -206,11 +218,11 @@ fn late_outcomes_of_calls_from_before_change_nothing() {
     let mut now = start();
     let mut breaker = Breaker::new(BreakerConfig::default(), now);
     trip(&mut breaker, 0, now);
-    breaker.success(now);
+    breaker.success(Connected, now);
     assert_eq!(breaker.state().name(), "open");
     now += SECOND;
     let _probe = probe(&mut breaker, now);
-    breaker.success(now);
+    breaker.success(Connected, now);
     assert_eq!(breaker.failure(Timeout, 0, now), None);
     assert_eq!(breaker.state().name(), "half_open");
 }
@@ -252,6 +264,20 @@ fn the_last_resort_may_close_it_but_opens_nothing() {
 }
 
 #[test]
+fn a_call_that_passes_in_any_case_takes_no_probes_place() {
+    let mut now = start();
+    let mut breaker = Breaker::new(BreakerConfig::default(), now);
+    assert_eq!(breaker.last_resort(), None);
+    trip(&mut breaker, 0, now);
+    now += SECOND;
+    let write = breaker.last_resort().expect("not closed");
+    let (_, cooled) = probe(&mut breaker, now);
+    assert!(cooled.is_some(), "the probe's place was free");
+    let closed = breaker.settle(write, Outcome::Success, 0, now).expect("closes");
+    assert_eq!((closed.from.name(), closed.reason), ("half_open", Reason::Answered));
+}
+
+#[test]
 fn a_new_reign_or_postmaster_starts_anew() {
     let now = start();
     let mut breaker = Breaker::new(BreakerConfig::default(), now);
@@ -272,20 +298,6 @@ fn a_new_reign_or_postmaster_starts_anew() {
     identity.reign = 3;
     assert_eq!(breaker.reset(identity, now), None);
     assert_eq!(breaker.failure(Connect, 0, now), None, "the run is forgotten too");
-}
-
-#[test]
-fn the_last_candidates_are_never_taken_away() {
-    let keep = |open: [bool; 3]| {
-        let mut candidates = vec![0, 1, 2];
-        let last_resort = keep_passable(&mut candidates, |index: &usize| !open[*index]);
-        (candidates, last_resort)
-    };
-    assert_eq!(keep([false, false, false]), (vec![0, 1, 2], false));
-    assert_eq!(keep([true, false, true]), (vec![1], false));
-    assert_eq!(keep([true, true, true]), (vec![0, 1, 2], true));
-    let mut nobody: Vec<usize> = Vec::new();
-    assert!(!keep_passable(&mut nobody, |_| false));
 }
 
 #[test]

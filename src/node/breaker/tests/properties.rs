@@ -11,7 +11,7 @@ enum Step {
     Wait(u64),
     /// Time as another thread sees it.
     Back(u64),
-    Success,
+    Success(Proof),
     Failure(Failure),
     Pass {
         last: bool,
@@ -36,7 +36,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => prop_oneof![0..50_u64, 0..3_000_u64].prop_map(Step::Wait),
         1 => (0..500_u64).prop_map(Step::Back),
-        6 => Just(Step::Success),
+        6 => prop_oneof![Just(Connected), Just(Answered)].prop_map(Step::Success),
         14 => any_failure().prop_map(Step::Failure),
         6 => any::<bool>().prop_map(|last| Step::Pass { last }),
         4 => (any::<usize>(), outcome).prop_map(|(which, outcome)| Step::Settle(which, outcome)),
@@ -105,9 +105,12 @@ fn run(steps: &[(Step, u32)], seen: &mut Seen) -> Result<(), TestCaseError> {
         let was_closed = matches!(before, State::Closed { .. });
         match step {
             Step::Wait(_) | Step::Back(_) => continue,
-            Step::Success => {
-                breaker.success(now);
-                (ledger.connect_failures, ledger.timeouts) = (0, 0);
+            Step::Success(proof) => {
+                breaker.success(*proof, now);
+                ledger.timeouts = 0;
+                if *proof == Connected {
+                    ledger.connect_failures = 0;
+                }
                 ledger.samples.push((slot, false));
             }
             Step::Failure(kind) => {
@@ -117,7 +120,7 @@ fn run(steps: &[(Step, u32)], seen: &mut Seen) -> Result<(), TestCaseError> {
                     match kind {
                         Connect => ledger.connect_failures += 1,
                         Timeout => ledger.timeouts += 1,
-                        Error => (ledger.connect_failures, ledger.timeouts) = (0, 0),
+                        Error => {}
                     }
                     let expected = ledger.expects_trip(slot).map(Reason::Tripped);
                     prop_assert_eq!(transition.map(|changed| changed.reason), expected);
