@@ -16,6 +16,7 @@ use crate::node::{CheckoutFailure, ConnObject, DialError, Node};
 use crate::patroni::Lsn;
 use crate::pool::{Deadline, Shared, WriteTarget};
 use crate::routing::{Freshness, Ineligible, ReadChoice, ReadPolicy, choose_read, pick_two};
+use crate::telemetry::Wait;
 use crate::token::{CausalToken, Satisfaction, Standing};
 use crate::topology::{ClusterView, Suspicion};
 
@@ -37,6 +38,8 @@ enum Replayed {
 /// One call that wants a connection, counted while it lasts.
 pub(crate) struct Attempt<'a> {
     shared: &'a Shared,
+    role: Role,
+    waited: Wait,
     started: Instant,
     deadline: Instant,
     first_error: Option<(String, Box<DialError>)>,
@@ -44,20 +47,27 @@ pub(crate) struct Attempt<'a> {
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
+        self.waited.end(&self.shared.meter, self.role);
         self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
         self.shared.lent.end();
     }
 }
 
 impl<'a> Attempt<'a> {
-    pub(crate) fn begin(shared: &'a Shared, deadline: &Deadline) -> Result<Self, CheckoutError> {
+    pub(crate) fn begin(
+        shared: &'a Shared,
+        role: Role,
+        deadline: &Deadline,
+    ) -> Result<Self, CheckoutError> {
         let limit = shared.config.pool.max_waiting;
         // Counted as lent from the start, so that `close` waits for checkouts that are under way.
         shared.lent.begin();
         let waiting = shared.waiting.fetch_add(1, Ordering::AcqRel);
         let Deadline { started, at } = *deadline;
-        let attempt = Self { shared, started, deadline: at, first_error: None };
+        let waited = Wait::default();
+        let attempt = Self { shared, role, waited, started, deadline: at, first_error: None };
         if waiting >= limit {
+            shared.meter.refused(role, &CheckoutError::TooManyWaiting { limit });
             return Err(CheckoutError::TooManyWaiting { limit });
         }
         Ok(attempt)
@@ -70,7 +80,14 @@ impl<'a> Attempt<'a> {
                 return Err(CheckoutError::Closed);
             }
             // Held here while there is no leader. Kept until the connection is there, or is not to be had.
-            let permit = match self.shared.gate.pass(self.deadline).await {
+            let held = match self.shared.gate.pass_at_once() {
+                Some(permit) => Ok(permit),
+                None => {
+                    self.waited.begin();
+                    self.shared.gate.pass(self.deadline).await
+                }
+            };
+            let permit = match held {
                 Ok(permit) => permit,
                 Err(HoldError::TooMany { limit }) => {
                     return Err(CheckoutError::TooManyWaiting { limit });
@@ -86,7 +103,7 @@ impl<'a> Attempt<'a> {
             // Not longer than the reign: a frozen node's pool must not keep those who wait for it.
             let got = tokio::select! {
                 biased;
-                got = target.node.checkout(self.deadline) => got,
+                got = target.node.checkout(self.deadline, &self.waited) => got,
                 () = self.reign_ended(target.reign) => continue,
             };
             match got {
@@ -113,7 +130,8 @@ impl<'a> Attempt<'a> {
                             );
                         }
                         let node = Arc::clone(&target.node);
-                        return Ok(Client::new(object, node, role, true, Some(target.epoch)));
+                        let client = Client::new(object, node, role, true, Some(target.epoch));
+                        return Ok(client.watched_for(&target));
                     }
                 }
                 Err(failure) => {
@@ -140,6 +158,7 @@ impl<'a> Attempt<'a> {
 
     /// Asks the server itself, once per connection and reign.
     async fn verify(&self, target: &WriteTarget, object: &mut ConnObject) -> bool {
+        self.waited.begin();
         let limit = self.deadline.min(Instant::now() + self.shared.config.probe.timeout);
         let question = object.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]);
         let suspicion = match timeout_at(limit, question).await {
@@ -217,7 +236,7 @@ impl<'a> Attempt<'a> {
                 continue;
             };
             let node = candidates[chosen];
-            match node.checkout(self.deadline).await {
+            match node.checkout(self.deadline, &self.waited).await {
                 Ok(object) => {
                     if let Some(token) = policy.token() {
                         let patience = policy.replica_patience();
@@ -340,6 +359,7 @@ impl<'a> Attempt<'a> {
                 return Replayed::Yes;
             }
             drop(view);
+            self.waited.begin();
             if Instant::now() + pause >= until {
                 return Replayed::No;
             }
@@ -354,6 +374,7 @@ impl<'a> Attempt<'a> {
         if already(self.shared) {
             return true;
         }
+        self.waited.begin();
         timeout_at(self.deadline, changed.changed()).await.is_ok()
     }
 
@@ -379,6 +400,7 @@ impl<'a> Attempt<'a> {
 
     /// Waits a moment, or until another leader is admitted.
     async fn pause(&mut self) -> Result<(), CheckoutError> {
+        self.waited.begin();
         let until = Instant::now() + RETRY_PAUSE;
         if until >= self.deadline {
             return Err(self.out_of_time());

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +15,8 @@ use crate::discovery::{EtcdSource, FixedSource, Observation, RestSource, Source}
 use crate::error::ConnectError;
 use crate::node::{Node, NodeContext};
 use crate::patroni::{KeyPrefix, MemberRole, Timeline};
-use crate::pool::{Shared, WriteTarget};
+use crate::pool::{EVENTS, Shared, WriteTarget};
+use crate::telemetry::{FirstWrite, Queue, TICK, Telemetry};
 use crate::topology::{
     Action, ClusterView, Epoch, Event, SourceKind, Topology, TopologyConfig, TopologyEvent,
 };
@@ -69,7 +70,9 @@ impl Setup {
             lent: Arc::clone(&shared.lent),
             expected_id: Arc::new(move || view.view.load().system_id),
             demand: Arc::clone(&shared.demand),
+            meter: shared.meter.clone(),
         };
+        let now = Instant::now();
         let supervisor = Supervisor {
             shared: Arc::clone(shared),
             topology: self.topology,
@@ -77,6 +80,8 @@ impl Setup {
             rest: self.rest,
             rest_endpoints: self.rest_endpoints,
             fallback: None,
+            telemetry: Telemetry::new(&shared.database, now),
+            first_write: Arc::default(),
         };
         follow(self.source, shared, events, shared.cancel.clone());
         shared.tasks.spawn(supervisor.run(inbox));
@@ -118,6 +123,9 @@ struct Supervisor {
     rest: RestConfig,
     rest_endpoints: Arc<ArcSwap<Vec<String>>>,
     fallback: Option<CancellationToken>,
+    telemetry: Telemetry,
+    /// Told when an admitted leader acknowledged its first write.
+    first_write: Arc<Notify>,
 }
 
 impl Supervisor {
@@ -125,7 +133,9 @@ impl Supervisor {
         let often = self.shared.config.pool.idle_timeout / 4;
         let mut sweep = interval(often.clamp(Duration::from_millis(100), SWEEP));
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let cancel = self.shared.cancel.clone();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (cancel, first_write) = (self.shared.cancel.clone(), Arc::clone(&self.first_write));
         loop {
             tokio::select! {
                 biased;
@@ -134,6 +144,10 @@ impl Supervisor {
                     Some(event) => self.take(event),
                     None => break,
                 },
+                () = first_write.notified() => {
+                    self.telemetry.look_for_first_write(&self.shared, Instant::now());
+                }
+                _ = tick.tick() => self.telemetry.tick(&self.shared, Instant::now()),
                 _ = sweep.tick() => self.shared.nodes.load().values().for_each(|node| node.sweep()),
             }
         }
@@ -142,26 +156,28 @@ impl Supervisor {
         for node in self.shared.nodes.swap(Arc::default()).values() {
             node.remove();
         }
+        self.telemetry.close(&self.shared, Instant::now());
     }
 
     fn take(&mut self, event: Event) {
-        let actions = self.topology.apply(event, Instant::now());
+        let now = Instant::now();
+        let actions = self.topology.apply(event, now);
         let view = Arc::new(self.topology.view().clone());
         let version = view.version;
         self.publish_rest_endpoints(&view);
         self.shared.view.store(Arc::clone(&view));
         for action in actions {
-            self.carry_out(action, &view);
+            self.carry_out(action, &view, now);
         }
         for lost in self.shared.past.look_for_losses(&view) {
             let (timeline, switch_lsn) = (lost.timeline, lost.switch_lsn);
             let event = TopologyEvent::WritesLost { timeline, switch_lsn, count: lost.count };
-            self.carry_out(Action::Tell(event), &view);
+            self.carry_out(Action::Tell(event), &view, now);
         }
         self.shared.changed.send_replace(version);
     }
 
-    fn carry_out(&mut self, action: Action, view: &ClusterView) {
+    fn carry_out(&mut self, action: Action, view: &ClusterView, now: Instant) {
         match action {
             Action::AddMember(spec) => {
                 let node = Node::start(&spec, &self.context);
@@ -185,7 +201,9 @@ impl Supervisor {
             Action::Admit { member, epoch, reign } => {
                 if let Some(node) = self.node(&member) {
                     let leader = Arc::clone(&node);
-                    self.shared.target.store(Some(Arc::new(WriteTarget { node, reign, epoch })));
+                    let first_write = FirstWrite::new(Arc::clone(&self.first_write));
+                    let target = WriteTarget { node, reign, epoch, first_write };
+                    self.shared.target.store(Some(Arc::new(target)));
                     self.shared.reign.store(reign, Ordering::Release);
                     self.shared.gate.open();
                     self.read_history(&leader, epoch);
@@ -201,7 +219,8 @@ impl Supervisor {
                     && let Some(node) = self.node(&member)
                 {
                     tracing::info!(member, %reason, "cutting the work in flight");
-                    node.cut();
+                    let count = node.cut();
+                    self.shared.meter.cut(&member, count);
                 }
             }
             Action::StartFallback => self.start_fallback(),
@@ -211,7 +230,11 @@ impl Supervisor {
                 }
             }
             Action::Tell(event) => {
-                tell(&event, view);
+                self.telemetry.saw(&event, &self.shared, now, || tell(&event, view));
+                // A subscriber has not taken the oldest, and loses it now.
+                if self.shared.events.len() >= EVENTS {
+                    self.shared.meter.dropped(Queue::Subscribers);
+                }
                 // Nobody may be listening.
                 let _ = self.shared.events.send(event);
             }

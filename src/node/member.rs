@@ -27,6 +27,7 @@ use super::wire::WireState;
 use crate::config::{PoolConfig, ProbeConfig};
 use crate::patroni::{HistoryLine, ServerAddress, Timeline, parse_history_file};
 use crate::pool::Lent;
+use crate::telemetry::{Meter, Queue, Wait};
 use crate::topology::{Cadence, Event, MemberSpec, Suspicion};
 
 /// Cuts all connections of a member at once; those made later stand behind the next line.
@@ -57,18 +58,22 @@ impl FenceLine {
         }
     }
 
-    fn fall(&self) {
+    /// How many connections it cut.
+    fn fall(&self) -> usize {
         self.fallen.store(true, Ordering::SeqCst);
-        self.cut();
+        self.cut()
     }
 
-    fn cut(&self) {
+    fn cut(&self) -> usize {
         let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        behind.retain(|(_, driver)| !driver.is_finished());
+        let count = behind.len();
         for (wire, driver) in behind.drain(..) {
             wire.set_cause(|| "cut: the node is not this cluster's primary any more".into());
             wire.close();
             driver.abort();
         }
+        count
     }
 }
 
@@ -77,8 +82,8 @@ impl Fence {
         self.0.load_full()
     }
 
-    fn fall(&self) {
-        self.0.swap(Arc::default()).fall();
+    fn fall(&self) -> usize {
+        self.0.swap(Arc::default()).fall()
     }
 }
 
@@ -96,6 +101,7 @@ pub(crate) struct NodeContext {
     pub(crate) expected_id: ExpectedId,
     /// How fresh the reads that are going on want to be.
     pub(crate) demand: Arc<probe::Demand>,
+    pub(crate) meter: Meter,
 }
 
 /// One member: its pool, its load, and the probe that runs beside them.
@@ -122,6 +128,7 @@ impl Node {
     pub(crate) fn start(spec: &MemberSpec, context: &NodeContext) -> Arc<Self> {
         let fence = Arc::new(Fence::default());
         let (events, name) = (context.events.clone(), spec.name.clone());
+        let meter = context.meter.clone();
         let manager = ConnManager {
             address: spec.address.clone(),
             dialer: Arc::clone(&context.dialer),
@@ -131,7 +138,10 @@ impl Node {
             // A full queue is no loss: the state machine is then busy with news of the same kind, and
             // the next probe tells the same.
             suspect: Arc::new(move |cause| {
-                let _ = events.try_send(Event::Suspect { member: name.clone(), cause });
+                let event = Event::Suspect { member: name.clone(), cause };
+                if let Err(mpsc::error::TrySendError::Full(_)) = events.try_send(event) {
+                    meter.dropped(Queue::Supervisor);
+                }
             }),
             expected_id: Arc::clone(&context.expected_id),
             max_lifetime: context.pool.max_lifetime,
@@ -167,15 +177,22 @@ impl Node {
         node
     }
 
-    /// A connection, by `deadline`, dialling included.
-    pub(crate) async fn checkout(&self, deadline: Instant) -> Result<ConnObject, CheckoutFailure> {
+    /// A connection, by `deadline`, dialling included. `waited` is told where it is not there at once.
+    pub(crate) async fn checkout(
+        &self,
+        deadline: Instant,
+        waited: &Wait,
+    ) -> Result<ConnObject, CheckoutFailure> {
         let timeouts = Timeouts::default();
         let mut get = pin!(self.pool.timeout_get(&timeouts));
         // An idle connection is there at once; only who has to wait needs a timer.
         let at_once = poll_fn(|cx| Poll::Ready(get.as_mut().poll(cx))).await;
         let got = match at_once {
             Poll::Ready(got) => Ok(got),
-            Poll::Pending => timeout_at(deadline, get).await,
+            Poll::Pending => {
+                waited.begin();
+                timeout_at(deadline, get).await
+            }
         };
         match got {
             Ok(Ok(object)) => Ok(object),
@@ -250,16 +267,17 @@ impl Node {
         let node = Arc::clone(self);
         tasks.spawn(async move {
             // Given back at once: then it is idle, and warm.
-            let made = node.checkout(Instant::now() + limit).await;
+            let made = node.checkout(Instant::now() + limit, &Wait::default()).await;
             drop(made);
             node.warming.store(false, Ordering::Release);
         });
     }
 
-    /// Cuts all its connections, in use or not.
-    pub(crate) fn cut(&self) {
-        self.fence.fall();
+    /// Cuts all its connections, in use or not; tells how many.
+    pub(crate) fn cut(&self) -> usize {
+        let count = self.fence.fall();
         self.pool.retain(|conn, _| !conn.is_dead());
+        count
     }
 
     /// Tells the member that something was noticed about it.

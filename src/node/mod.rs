@@ -19,6 +19,8 @@ pub use conn::Conn;
 pub use dial::DialError;
 
 pub(crate) use dial::Dialer;
+#[cfg(feature = "metrics")]
+pub(crate) use load::Tally;
 pub(crate) use manager::{AFTERMATH, ConnObject};
 pub(crate) use member::{CheckoutFailure, Node, NodeContext};
 pub(crate) use probe::Demand;
