@@ -19,6 +19,7 @@ use crate::node::{CheckoutFailure, ConnObject, DialError, Node, Passage};
 use crate::patroni::Lsn;
 use crate::pool::{Deadline, Shared, WriteTarget};
 use crate::routing::{Freshness, Ineligible, ReadChoice, ReadPolicy, choose_read, pick_two};
+use crate::telemetry::Wait;
 use crate::token::{CausalToken, Satisfaction, Standing};
 use crate::topology::{ClusterView, Epoch, Suspicion};
 
@@ -41,6 +42,8 @@ enum Replayed {
 /// are under way; and as waiting from the moment when it has to wait.
 pub(crate) struct Attempt<'a> {
     shared: &'a Shared,
+    role: Role,
+    waited: Wait,
     started: Instant,
     deadline: Instant,
     first_error: Option<(String, Box<DialError>)>,
@@ -54,6 +57,7 @@ impl Drop for Attempt<'_> {
         if self.waits {
             self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
         }
+        self.waited.end(&self.shared.meter, self.role);
         if !self.served {
             self.shared.lent.end();
         }
@@ -88,14 +92,24 @@ fn take_at_hand(shared: &Shared, role: Role) -> Option<Client> {
         // Back to the pool, to be looked at.
         return None;
     }
-    Some(Client::new(object, Arc::clone(&target.node), role, true, Some(target.epoch)))
+    let node = Arc::clone(&target.node);
+    Some(Client::new(object, node, role, true, Some(target.epoch)).watched_for(target))
 }
 
 impl<'a> Attempt<'a> {
-    pub(crate) fn begin(shared: &'a Shared, deadline: &Deadline) -> Self {
+    pub(crate) fn begin(shared: &'a Shared, role: Role, deadline: &Deadline) -> Self {
         shared.lent.begin();
         let Deadline { started, at } = *deadline;
-        Self { shared, started, deadline: at, first_error: None, waits: false, served: false }
+        Self {
+            shared,
+            role,
+            waited: Wait::default(),
+            started,
+            deadline: at,
+            first_error: None,
+            waits: false,
+            served: false,
+        }
     }
 
     /// From here on it may have to wait, as not more than so many may.
@@ -133,7 +147,14 @@ impl<'a> Attempt<'a> {
                 self.may_wait()?;
             }
             // Held here while there is no leader. Kept until the connection is there, or is not to be had.
-            let permit = match self.shared.gate.pass(self.deadline).await {
+            let held = match self.shared.gate.pass_at_once() {
+                Some(permit) => Ok(permit),
+                None => {
+                    self.waited.begin();
+                    self.shared.gate.pass(self.deadline).await
+                }
+            };
+            let permit = match held {
                 Ok(permit) => permit,
                 Err(HoldError::TooMany { limit }) => {
                     return Err(CheckoutError::TooManyWaiting { limit });
@@ -148,11 +169,13 @@ impl<'a> Attempt<'a> {
                 self.pause().await?;
                 continue;
             };
-            let mut checkout = pin!(target.node.checkout(self.deadline));
+            let waited = Wait::default();
+            let mut checkout = pin!(target.node.checkout(self.deadline, &waited));
             let got = match poll_fn(|cx| Poll::Ready(checkout.as_mut().poll(cx))).await {
                 Poll::Ready(got) => got,
                 Poll::Pending => {
                     self.may_wait()?;
+                    self.waited.begin();
                     // Not longer than the reign: a frozen node's pool must not keep those who wait for it.
                     tokio::select! {
                         biased;
@@ -185,7 +208,8 @@ impl<'a> Attempt<'a> {
                             );
                         }
                         let epoch = Some(target.epoch);
-                        return Ok(self.serve(object, &target.node, role, true, epoch));
+                        let client = self.serve(object, &target.node, role, true, epoch);
+                        return Ok(client.watched_for(target));
                     }
                 }
                 Err(failure) => {
@@ -212,6 +236,7 @@ impl<'a> Attempt<'a> {
 
     /// Asks the server itself, once per connection and reign.
     async fn verify(&self, target: &WriteTarget, object: &mut ConnObject) -> bool {
+        self.waited.begin();
         let limit = self.deadline.min(Instant::now() + self.shared.config.probe.timeout);
         let question = object.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]);
         let suspicion = match timeout_at(limit, question).await {
@@ -298,7 +323,7 @@ impl<'a> Attempt<'a> {
                 // Another call was a moment faster: now it is passed over.
                 Passage::Refused => continue,
             };
-            let got = match (test, node.checkout(self.deadline).await) {
+            let got = match (test, node.checkout(self.deadline, &self.waited).await) {
                 (None, got) => got,
                 (Some(test), Ok(object)) => {
                     let limit =
@@ -436,6 +461,7 @@ impl<'a> Attempt<'a> {
                 return Replayed::Yes;
             }
             drop(view);
+            self.waited.begin();
             if Instant::now() + pause >= until {
                 return Replayed::No;
             }
@@ -450,6 +476,7 @@ impl<'a> Attempt<'a> {
         if already(self.shared) {
             return true;
         }
+        self.waited.begin();
         timeout_at(self.deadline, changed.changed()).await.is_ok()
     }
 
@@ -475,6 +502,7 @@ impl<'a> Attempt<'a> {
 
     /// Waits a moment, or until another leader is admitted.
     async fn pause(&mut self) -> Result<(), CheckoutError> {
+        self.waited.begin();
         let until = Instant::now() + RETRY_PAUSE;
         if until >= self.deadline {
             return Err(self.out_of_time());

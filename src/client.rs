@@ -10,6 +10,9 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::node::{AFTERMATH, ConnObject, Node, RunSeen, Watch};
+use crate::patroni::ServerAddress;
+use crate::pool::WriteTarget;
+use crate::telemetry::Pending;
 use crate::topology::Epoch;
 
 /// How long the rollback of an abandoned transaction may take before the connection is given up.
@@ -40,6 +43,8 @@ pub struct Client {
     leads: bool,
     epoch: Option<Epoch>,
     watch: Option<Box<Watch>>,
+    /// Where it may carry the leader's first write.
+    first: Option<Pending>,
 }
 
 impl std::fmt::Debug for Client {
@@ -61,9 +66,38 @@ impl Client {
         leads: bool,
         epoch: Option<Epoch>,
     ) -> Self {
-        node.load.begin();
+        node.load.begin(role);
         let watch = node.guard.watch(object.wire());
-        Self { object: Some(object), node, role, leads, epoch, watch }
+        Self { object: Some(object), node, role, leads, epoch, watch, first: None }
+    }
+
+    /// Has the first write under `target` noticed, where this one carries it.
+    #[inline]
+    pub(crate) fn watched_for(mut self, target: &Arc<WriteTarget>) -> Self {
+        if self.role == Role::Write {
+            self.first = Pending::of(target, || self.answers());
+        }
+        self
+    }
+
+    /// That its statements are answered is no write: [`committed`](Self::committed) will say so.
+    pub(crate) fn only_commits_count(mut self) -> Self {
+        if let Some(first) = &mut self.first {
+            first.only_commits_count();
+        }
+        self
+    }
+
+    /// Its commit was acknowledged.
+    pub(crate) fn committed(&self) {
+        if let Some(first) = &self.first {
+            first.committed();
+        }
+    }
+
+    /// Where the member listens.
+    pub(crate) fn address(&self) -> &ServerAddress {
+        &self.node.address
     }
 
     /// The member that serves this connection.
@@ -153,6 +187,9 @@ impl Drop for Client {
     fn drop(&mut self) {
         self.node.load.end();
         let Some(object) = self.object.take() else { return };
+        if let Some(first) = self.first.take() {
+            first.returned(object.wire().answers());
+        }
         if object.is_dead() {
             if !object.was_cut() && !object.wire().has_expired() {
                 self.node.guard.lost_in_use();

@@ -70,6 +70,12 @@ impl Gate {
         Self { open: AtomicBool::new(false), ramp: Notify::new(), inner: Mutex::new(inner) }
     }
 
+    /// Passes an open gate: one atomic load, and no look at the clock.
+    #[inline]
+    pub(crate) fn pass_at_once(&self) -> Option<Permit<'_>> {
+        self.open.load(Ordering::Acquire).then_some(Permit { gate: self, id: None })
+    }
+
     /// Passes the gate, by `deadline` where it has to wait. An open gate does not look at the clock.
     ///
     /// Keep the permit until the connection is there or has failed: the ramp waits for it. Cancel-safe: a
@@ -79,8 +85,8 @@ impl Gate {
     /// [`HoldError`]; at once where as many wait as may.
     #[inline]
     pub(crate) async fn pass(&self, deadline: Instant) -> Result<Permit<'_>, HoldError> {
-        if self.is_open() {
-            return Ok(Permit { gate: self, id: None });
+        if let Some(permit) = self.pass_at_once() {
+            return Ok(permit);
         }
         self.queue_up(deadline).await
     }
@@ -182,6 +188,11 @@ impl Gate {
     /// The most that ever waited at once.
     pub(crate) fn peak(&self) -> usize {
         self.with(|inner| (inner.queue.peak(), Vec::new()))
+    }
+
+    /// The most that waited at once since the gate was last closed.
+    pub(crate) fn gap_peak(&self) -> usize {
+        self.with(|inner| (inner.queue.gap_peak(), Vec::new()))
     }
 
     fn depart(&self, id: Id) {

@@ -47,6 +47,7 @@ pub mod retry;
 pub mod routing;
 pub mod settle;
 mod supervisor;
+pub mod telemetry;
 mod tell;
 mod tls;
 pub mod token;

@@ -27,12 +27,16 @@ use crate::report::{self, Report};
 use crate::retry::{BudgetConfig, RetryBudget};
 use crate::routing::ReadPolicy;
 use crate::supervisor;
+use crate::telemetry::{Database, FirstWrite, FirstWrites, Meter, Operation, pool_name};
 use crate::topology::{ClusterView, Epoch, TopologyEvent};
 use crate::tx::{Committed, Run, Tx, TxOptions};
 
 /// Added to the cluster's `ttl` for the default of `pool.write_timeout`: election, promotion, and a
 /// handshake.
 const FAILOVER_SLACK: Duration = Duration::from_secs(15);
+/// Events that a subscriber may be behind.
+pub(crate) const EVENTS: usize = 256;
+
 /// A pool over all members of one cluster: writes go to the leader, reads to replicas.
 ///
 /// Cloning is cheap and gives another handle on the same pool. Its tasks end with
@@ -78,6 +82,7 @@ pub(crate) struct WriteTarget {
     pub(crate) node: Arc<Node>,
     pub(crate) reign: u64,
     pub(crate) epoch: Epoch,
+    pub(crate) first_write: FirstWrite,
 }
 
 /// What the handles, the clients and the tasks share.
@@ -101,6 +106,10 @@ pub(crate) struct Shared {
     pub(crate) gate: Gate,
     pub(crate) budget: RetryBudget,
     pub(crate) past: Past,
+    pub(crate) meter: Meter,
+    /// What spans say of the database.
+    pub(crate) database: Database,
+    pub(crate) first_writes: FirstWrites,
     pub(crate) waiting: AtomicUsize,
     pub(crate) lent: Arc<Lent>,
     pub(crate) closed: AtomicBool,
@@ -192,7 +201,7 @@ impl LeaderPool {
         })
         .map_err(|error| ConfigError::field("retry", error.to_string()))?;
         let (changed, _) = watch::channel(0);
-        let (events, _) = broadcast::channel(256);
+        let (events, _) = broadcast::channel(EVENTS);
         let setup = supervisor::Setup::new(&config, now)?;
         let cancel = CancellationToken::new();
         let shared = Arc::new(Shared {
@@ -210,6 +219,9 @@ impl LeaderPool {
             gate: Gate::new(config.pool.max_waiting, STEP_LIMIT),
             budget,
             past: Past::new(),
+            meter: Meter::new(pool_name(&config)),
+            database: Database::new(&config),
+            first_writes: FirstWrites::default(),
             waiting: AtomicUsize::new(0),
             lent: Arc::default(),
             closed: AtomicBool::new(false),
@@ -395,7 +407,9 @@ impl LeaderPool {
         sql: &str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Committed<u64>, OperationError> {
-        self.transaction_with(options, |tx| async move { tx.execute(sql, params).await })
+        Run::new(self, options)
+            .of_statement(Operation::ExecuteWrite, sql, params)
+            .transaction(|tx| async move { tx.execute(sql, params).await })
             .await
             .map_err(TransactionError::into_operation_error)
     }
@@ -423,11 +437,15 @@ impl LeaderPool {
         sql: &str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, OperationError> {
-        Run::new(self, &TxOptions::new().read_only(policy)).query(sql, params).await
+        Run::new(self, &TxOptions::new().read_only(policy))
+            .of_statement(Operation::QueryRead, sql, params)
+            .query(sql, params)
+            .await
     }
 
     pub(crate) async fn write_until(&self, deadline: &Deadline) -> Result<Client, CheckoutError> {
-        Attempt::begin(&self.shared, deadline).leader(Role::Write).await
+        let attempt = Attempt::begin(&self.shared, Role::Write, deadline);
+        attempt.leader(Role::Write).await.inspect_err(|error| self.refused(Role::Write, error))
     }
 
     pub(crate) async fn read_until(
@@ -435,6 +453,11 @@ impl LeaderPool {
         policy: &ReadPolicy,
         deadline: &Deadline,
     ) -> Result<Client, CheckoutError> {
-        Attempt::begin(&self.shared, deadline).read(policy).await
+        let attempt = Attempt::begin(&self.shared, Role::Read, deadline);
+        attempt.read(policy).await.inspect_err(|error| self.refused(Role::Read, error))
+    }
+
+    fn refused(&self, role: Role, error: &CheckoutError) {
+        self.shared.meter.refused(role, error);
     }
 }

@@ -153,6 +153,9 @@ pub struct FailoverReport {
     pub gap_ms: u64,
     /// How much of that passed after the key named the new leader, in milliseconds.
     pub after_claim_ms: u64,
+    /// From the loss to the first write that the new leader acknowledged (see [`telemetry`](crate::telemetry)),
+    /// in milliseconds; `None` while there is none.
+    pub first_write_ms: Option<u64>,
 }
 
 fn ms(duration: Duration) -> u64 {
@@ -222,6 +225,10 @@ pub(crate) fn make(shared: &Shared, now: Instant) -> Report {
         lost_at_unix_ms: unix_now.saturating_sub(since(failover.lost_at)),
         gap_ms: ms(failover.admitted_at - failover.lost_at),
         after_claim_ms: ms(failover.admitted_at - failover.claimed_at.max(failover.lost_at)),
+        first_write_ms: shared
+            .first_writes
+            .after(failover.admitted_at)
+            .map(|at| ms(at.saturating_duration_since(failover.lost_at))),
     });
     Report {
         scope: shared.config.cluster.scope.clone(),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arc_swap::ArcSwap;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, RestConfig};
@@ -15,6 +15,8 @@ use crate::error::ConnectError;
 use crate::node::{Node, NodeContext};
 use crate::patroni::{KeyPrefix, MemberRole, Timeline};
 use crate::pool::{Shared, WriteTarget};
+use crate::telemetry::{FirstWrite, TICK, Telemetry};
+use crate::tell::trace;
 use crate::topology::{
     Action, ClusterView, Epoch, Event, SourceKind, Topology, TopologyConfig, TopologyEvent,
 };
@@ -69,7 +71,9 @@ impl Setup {
             reign: Arc::new(move || reign.view.load().reign),
             tell: Arc::new(move |event| told.tell(event)),
             demand: Arc::clone(&shared.demand),
+            meter: shared.meter.clone(),
         };
+        let now = Instant::now();
         let supervisor = Supervisor {
             shared: Arc::clone(shared),
             topology: self.topology,
@@ -77,6 +81,8 @@ impl Setup {
             rest: self.rest,
             rest_endpoints: self.rest_endpoints,
             fallback: None,
+            telemetry: Telemetry::new(&shared.database, now),
+            first_write: Arc::default(),
         };
         follow(self.source, shared, events, shared.cancel.clone());
         shared.tasks.spawn(supervisor.run(inbox));
@@ -118,11 +124,16 @@ struct Supervisor {
     rest: RestConfig,
     rest_endpoints: Arc<ArcSwap<Vec<String>>>,
     fallback: Option<CancellationToken>,
+    telemetry: Telemetry,
+    /// Told when an admitted leader acknowledged its first write.
+    first_write: Arc<Notify>,
 }
 
 impl Supervisor {
     async fn run(mut self, mut inbox: mpsc::Receiver<Event>) {
-        let cancel = self.shared.cancel.clone();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (cancel, first_write) = (self.shared.cancel.clone(), Arc::clone(&self.first_write));
         loop {
             tokio::select! {
                 biased;
@@ -131,6 +142,10 @@ impl Supervisor {
                     Some(event) => self.take(event),
                     None => break,
                 },
+                () = first_write.notified() => {
+                    self.telemetry.look_for_first_write(&self.shared, Instant::now());
+                }
+                _ = tick.tick() => self.telemetry.tick(&self.shared, Instant::now()),
             }
         }
         self.shared.target.store(None);
@@ -138,26 +153,28 @@ impl Supervisor {
         for node in self.shared.nodes.swap(Arc::default()).values() {
             node.remove();
         }
+        self.telemetry.close(&self.shared, Instant::now());
     }
 
     fn take(&mut self, event: Event) {
-        let actions = self.topology.apply(event, Instant::now());
+        let now = Instant::now();
+        let actions = self.topology.apply(event, now);
         let view = Arc::new(self.topology.view().clone());
         let version = view.version;
         self.publish_rest_endpoints(&view);
         self.shared.view.store(Arc::clone(&view));
         for action in actions {
-            self.carry_out(action);
+            self.carry_out(action, &view, now);
         }
         for lost in self.shared.past.look_for_losses(&view) {
             let (timeline, switch_lsn) = (lost.timeline, lost.switch_lsn);
             let event = TopologyEvent::WritesLost { timeline, switch_lsn, count: lost.count };
-            self.carry_out(Action::Tell(event));
+            self.carry_out(Action::Tell(event), &view, now);
         }
         self.shared.changed.send_replace(version);
     }
 
-    fn carry_out(&mut self, action: Action) {
+    fn carry_out(&mut self, action: Action, view: &ClusterView, now: Instant) {
         match action {
             Action::AddMember(spec) => {
                 let node = Node::start(&spec, &self.context);
@@ -181,7 +198,9 @@ impl Supervisor {
             Action::Admit { member, epoch, reign } => {
                 if let Some(node) = self.node(&member) {
                     let leader = Arc::clone(&node);
-                    self.shared.target.store(Some(Arc::new(WriteTarget { node, reign, epoch })));
+                    let first_write = FirstWrite::new(Arc::clone(&self.first_write));
+                    let target = WriteTarget { node, reign, epoch, first_write };
+                    self.shared.target.store(Some(Arc::new(target)));
                     self.shared.reign.store(reign, Ordering::Release);
                     self.shared.gate.open();
                     self.read_history(&leader, epoch);
@@ -197,7 +216,8 @@ impl Supervisor {
                     && let Some(node) = self.node(&member)
                 {
                     tracing::info!(member, %reason, "cutting the work in flight");
-                    node.cut();
+                    let count = node.cut();
+                    self.shared.meter.cut(&member, count);
                 }
             }
             Action::StartFallback => self.start_fallback(),
@@ -206,7 +226,10 @@ impl Supervisor {
                     cancel.cancel();
                 }
             }
-            Action::Tell(event) => self.shared.tell(event),
+            Action::Tell(event) => {
+                self.telemetry.saw(&event, &self.shared, now, || trace(&event, view));
+                self.shared.send(event);
+            }
         }
     }
 

@@ -1,18 +1,29 @@
 //! What happened, told once: a trace for the operator, and an event for subscribers.
 
-use crate::pool::Shared;
+use crate::pool::{EVENTS, Shared};
+use crate::telemetry::Queue;
 use crate::topology::{BreakerState, ClusterView, TopologyEvent};
 
 impl Shared {
     /// Traces the event and passes it on.
     pub(crate) fn tell(&self, event: TopologyEvent) {
         trace(&event, &self.view.load());
+        self.send(event);
+    }
+
+    /// Passes the event on to subscribers.
+    pub(crate) fn send(&self, event: TopologyEvent) {
+        // A subscriber has not taken the oldest, and loses it now.
+        if self.events.len() >= EVENTS {
+            self.meter.dropped(Queue::Subscribers);
+        }
         // Nobody may be listening.
         let _ = self.events.send(event);
     }
 }
 
-fn trace(event: &TopologyEvent, view: &ClusterView) {
+/// Tells the operator.
+pub(crate) fn trace(event: &TopologyEvent, view: &ClusterView) {
     match event {
         TopologyEvent::LeaderLost { member, reason } => {
             tracing::warn!(member, %reason, "leader lost, writes are held");

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use leaderpool::telemetry::MetricKind;
 use leaderpool_testbed::{Cluster, ClusterBuilder, wait};
 use serde_json::json;
 use tokio::process::Command;
@@ -126,18 +127,24 @@ async fn routes(apps: &[App]) -> Result<()> {
         "http_requests_total{route=\"/events\",method=\"POST\",status=\"201\"} 22",
         "http_request_duration_seconds_count{route=\"/events\",method=\"POST\"} 22",
         "events_written_total 22",
-        "leaderpool_leader_admitted 1",
-        "leaderpool_epoch_timeline 1",
-        "leaderpool_degraded 0",
-        "leaderpool_waiting_callers 0",
+        "leaderpool_leader_admitted{pool=\"postgres-cluster\"} 1",
+        "leaderpool_epoch_timeline{pool=\"postgres-cluster\"} 1",
+        "leaderpool_degraded{pool=\"postgres-cluster\"} 0",
+        "leaderpool_waiting_callers{pool=\"postgres-cluster\"} 0",
+        "leaderpool_failovers_total{pool=\"postgres-cluster\",kind=\"failover\"} 0",
     ] {
         ensure!(metrics.body.lines().any(|have| have == line), "no {line} in {}", metrics.body);
     }
-    for name in ["watch_age_seconds ", "node_lag_bytes{node=\"patroni-replica1\"} "] {
-        ensure!(metrics.body.contains(&format!("leaderpool_{name}")), "{name}: {}", metrics.body);
+    let replica = "{pool=\"postgres-cluster\",node=\"patroni-replica1\"} ";
+    for gauge in ["lag_bytes", "staleness_seconds", "connections_in_use", "connections_idle"] {
+        let line = format!("leaderpool_node_{gauge}{replica}");
+        ensure!(metrics.body.contains(&line), "{line}: {}", metrics.body);
     }
-    for gauge in ["staleness_seconds", "connections_in_use", "connections_idle"] {
-        ensure!(metrics.body.contains(&format!("leaderpool_node_{gauge}{{node=")), "{gauge}");
+    for metric in leaderpool::telemetry::METRICS.iter().filter(|metric| metric.labels.len() == 1) {
+        // Of each kind of event, only those that happened.
+        if metric.kind != MetricKind::Histogram {
+            ensure!(metrics.body.contains(metric.name), "{}: {}", metric.name, metrics.body);
+        }
     }
     Ok(())
 }
@@ -323,7 +330,12 @@ async fn no_cluster(cluster: &Cluster) -> Result<()> {
     app.get("/ready").await?.is_error(503, "writes_held")?;
     app.post(&json!({"kind": "early"})).await?.is_error(503, "starting")?;
     ensure!(app.get("/cluster").await?.json()?["leader"].is_null());
-    ensure!(app.get("/metrics").await?.body.contains("\nleaderpool_leader_admitted 0\n"));
+    ensure!(
+        app.get("/metrics")
+            .await?
+            .body
+            .contains("\nleaderpool_leader_admitted{pool=\"postgres-cluster\"} 0\n")
+    );
 
     // Its port is taken, or there is no such file: an error that says so, at once.
     for (arguments, words) in [
@@ -462,7 +474,17 @@ async fn switchover(cluster: &Cluster, apps: &[App]) -> Result<()> {
         ensure!(report["failovers"][0]["to"] == to, "{report}");
         ensure!(report["epoch"]["timeline"].as_i64() > epoch["timeline"].as_i64(), "{report}");
         let metrics = app.get("/metrics").await?.body;
-        ensure!(metrics.contains("\nleaderpool_epoch_timeline 2\n"), "{metrics}");
+        let value = |metric: &str, labels: &str| {
+            let line = format!("{metric}{{pool=\"postgres-cluster\"{labels}}} ");
+            let value = metrics.lines().find_map(|have| have.strip_prefix(&line));
+            value.with_context(|| format!("no {line} in {metrics}"))?.parse::<f64>().context(line)
+        };
+        ensure!(value("leaderpool_epoch_timeline", "")? == 2.0, "{metrics}");
+        ensure!(value("leaderpool_failovers_total", ",kind=\"failover\"")? == 1.0, "{metrics}");
+        let gap = report["failovers"][0]["gap_ms"].as_f64().context("no gap")? / 1000.0;
+        let unavailable = value("leaderpool_write_unavailable_seconds", "")?;
+        ensure!(unavailable >= gap, "{unavailable} s for a gap of {gap} s");
+        ensure!(value("leaderpool_failover_gap_seconds_count", ",kind=\"failover\"")? == 1.0);
     }
     Ok(())
 }

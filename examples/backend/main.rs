@@ -25,11 +25,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::http::HeaderValue;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use leaderpool::{Config, LeaderPool};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
 
 use crate::deadline::Limits;
 use crate::metrics::Metrics;
@@ -57,6 +58,30 @@ struct Options {
     /// for a connection are refused; `pool.close_timeout` comes on top for the others.
     #[arg(long, default_value = "15s", value_parser = duration)]
     shutdown_timeout: Duration,
+    /// How the log on stderr is written.
+    #[arg(long, default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Text,
+    /// An object a line. The end of a span has one too: that of a failover tells all of it.
+    Json,
+}
+
+impl LogFormat {
+    fn init(self) {
+        let log = tracing_subscriber::fmt()
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()));
+        match self {
+            LogFormat::Text => log.init(),
+            LogFormat::Json => log.json().with_span_events(FmtSpan::CLOSE).init(),
+        }
+    }
 }
 
 /// From 100 ms to an hour, as `250ms`, `40s`, `2m`.
@@ -82,11 +107,7 @@ struct App {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
-        .init();
+    options.log_format.init();
     let config = Config::from_file_and_env(&options.config)?;
     let limits = Limits::new(options.request_timeout, config.pool.write_timeout);
     let metrics = Metrics::install()?;

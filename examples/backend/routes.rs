@@ -67,7 +67,7 @@ async fn cluster(State(app): State<App>) -> Json<Report> {
 
 /// `GET /metrics`
 async fn metrics(State(app): State<App>) -> impl IntoResponse {
-    let text = app.metrics.render(&app.pool.report());
+    let text = app.metrics.render();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 

@@ -134,6 +134,11 @@ impl ConfigBuilder {
         self.configure(|config| config.postgres.connect_timeout = timeout)
     }
 
+    /// `pool.name`: what metrics and traces call the pool. Without it, the scope.
+    pub fn name(self, name: impl Into<String>) -> Self {
+        self.configure(|config| config.pool.name = Some(name.into()))
+    }
+
     /// `pool.max_size`: connections to each member at most.
     pub fn max_size(self, connections: usize) -> Self {
         self.configure(|config| config.pool.max_size = connections)
@@ -214,6 +219,7 @@ mod tests {
             .application_name("orders")
             .options("-c statement_timeout=5s")
             .connect_timeout(Duration::from_secs(1))
+            .name("orders")
             .max_size(8)
             .write_timeout(Duration::from_secs(20))
             .read_timeout(Duration::from_secs(3))
@@ -250,6 +256,7 @@ mod tests {
             options = "-c statement_timeout=5s"
             connect_timeout = "1s"
             [pool]
+            name = "orders"
             max_size = 8
             write_timeout = "20s"
             read_timeout = "3s"

@@ -53,6 +53,7 @@ pub(super) const FIELDS: &[(&str, &str, Kind)] = &[
     ("postgres", "tcp_user_timeout", Text),
     ("postgres", "keepalive_idle", Text),
     ("postgres", "keepalive_interval", Text),
+    ("pool", "name", Text),
     ("pool", "max_size", Integer),
     ("pool", "write_timeout", Text),
     ("pool", "read_timeout", Text),

@@ -207,6 +207,9 @@ impl Default for PostgresConfig {
 #[serde(deny_unknown_fields, default, expecting = "a section, [pool]")]
 #[non_exhaustive]
 pub struct PoolConfig {
+    /// What metrics and traces call this pool. Default: `cluster.scope`. Pools of one process need names of
+    /// their own, or the gauges of one overwrite those of the other.
+    pub name: Option<String>,
     /// Connections to each member at most. Default 16. The server's `max_connections` must hold this for
     /// every process, plus one each for its probe.
     pub max_size: usize,
@@ -243,6 +246,7 @@ pub struct PoolConfig {
 impl Default for PoolConfig {
     fn default() -> Self {
         Self {
+            name: None,
             max_size: 16,
             write_timeout: None,
             read_timeout: Duration::from_secs(5),

@@ -134,6 +134,8 @@ const REFUSED: &[(&str, &str, Change)] = &[
     ("postgres.keepalive_interval", "at least 1s", |c| {
         c.postgres.keepalive_interval = Duration::from_millis(999);
     }),
+    ("pool.name", "is empty", |c| c.pool.name = Some(String::new())),
+    ("pool.name", "holds a control character", |c| c.pool.name = Some("a\nb".into())),
     ("pool.max_size", "must not be 0", |c| c.pool.max_size = 0),
     ("pool.max_size", "at most 10000", |c| c.pool.max_size = 10_001),
     ("pool.max_waiting", "must not be 0", |c| c.pool.max_waiting = 0),
@@ -547,8 +549,8 @@ fn the_example_shows_every_field_and_its_default() {
         assert!(given.is_some(), "{section}.{field} is not mentioned");
     }
     let shown = Config::deserialize(table).expect("each line fits its field");
-    let pool = PoolConfig { write_timeout: shown.pool.write_timeout, ..Default::default() };
-    assert_eq!(shown.pool, pool);
+    let PoolConfig { name, write_timeout, .. } = shown.pool.clone();
+    assert_eq!(shown.pool, PoolConfig { name, write_timeout, ..Default::default() });
     assert_eq!(shown.breaker, BreakerConfig::default());
     assert_eq!(shown.probe, ProbeConfig::default());
     assert_eq!(shown.read.when_none, WhenNone::default());

@@ -239,6 +239,7 @@ fn postgres(section: &PostgresConfig) -> Checked {
 
 fn pool(section: &PoolConfig, connect_timeout: Duration) -> Checked {
     let PoolConfig {
+        name,
         max_size,
         write_timeout,
         read_timeout,
@@ -249,6 +250,10 @@ fn pool(section: &PoolConfig, connect_timeout: Duration) -> Checked {
         idle_timeout,
         cut_on_demotion: _,
     } = section;
+    not_empty("pool.name", name.as_deref())?;
+    if name.as_ref().is_some_and(|name| name.contains(char::is_control)) {
+        return refuse("pool.name", "holds a control character");
+    }
     count("pool.max_size", *max_size, MAX_SIZE)?;
     count("pool.max_waiting", *max_waiting, MAX_WAITING)?;
     if let Some(write_timeout) = write_timeout {

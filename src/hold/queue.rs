@@ -44,13 +44,15 @@ pub(crate) struct HoldQueue {
     queued: BTreeSet<Id>,
     arrivals: u64,
     peak: usize,
+    /// The same, since the gate was last closed.
+    gap_peak: usize,
 }
 
 impl HoldQueue {
     /// A closed gate with nobody before it.
     pub(crate) fn new(limit: usize, step_limit: Duration) -> Self {
         let (phase, queued) = (Phase::Closed, BTreeSet::new());
-        Self { limit, step_limit, phase, queued, arrivals: 0, peak: 0 }
+        Self { limit, step_limit, phase, queued, arrivals: 0, peak: 0, gap_peak: 0 }
     }
 
     pub(crate) fn arrive(&mut self) -> Arrival {
@@ -62,7 +64,8 @@ impl HoldQueue {
         }
         self.arrivals += 1;
         self.queued.insert(self.arrivals);
-        self.peak = self.peak.max(self.queued.len());
+        self.gap_peak = self.gap_peak.max(self.queued.len());
+        self.peak = self.peak.max(self.gap_peak);
         Arrival::Queued(self.arrivals)
     }
 
@@ -83,6 +86,9 @@ impl HoldQueue {
 
     /// The leader is gone: nobody is let go any more. Those who were keep their permission.
     pub(crate) fn close(&mut self) {
+        if !matches!(self.phase, Phase::Closed) {
+            self.gap_peak = self.queued.len();
+        }
         self.phase = Phase::Closed;
     }
 
@@ -129,6 +135,11 @@ impl HoldQueue {
     /// The most that ever waited at once.
     pub(crate) fn peak(&self) -> usize {
         self.peak
+    }
+
+    /// The most that waited at once since the gate was last closed.
+    pub(crate) fn gap_peak(&self) -> usize {
+        self.gap_peak
     }
 
     pub(crate) fn limit(&self) -> usize {

@@ -33,6 +33,7 @@ use super::wire::WireState;
 use crate::config::{self, PoolConfig, ProbeConfig};
 use crate::patroni::{HistoryLine, ServerAddress, Timeline, parse_history_file};
 use crate::pool::Lent;
+use crate::telemetry::{Meter, Queue, Wait};
 use crate::topology::{Cadence, Event, MemberSpec, Suspicion};
 
 /// Cuts all connections of a member at once; those made later stand behind the next line.
@@ -63,18 +64,22 @@ impl FenceLine {
         }
     }
 
-    fn fall(&self) {
+    /// How many connections it cut.
+    fn fall(&self) -> usize {
         self.fallen.store(true, Ordering::SeqCst);
-        self.cut();
+        self.cut()
     }
 
-    fn cut(&self) {
+    fn cut(&self) -> usize {
         let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        behind.retain(|(_, driver)| !driver.is_finished());
+        let count = behind.len();
         for (wire, driver) in behind.drain(..) {
             wire.set_cause(|| "cut: the node is not this cluster's primary any more".into());
             wire.close();
             driver.abort();
         }
+        count
     }
 }
 
@@ -83,8 +88,8 @@ impl Fence {
         self.0.load_full()
     }
 
-    fn fall(&self) {
-        self.0.swap(Arc::default()).fall();
+    fn fall(&self) -> usize {
+        self.0.swap(Arc::default()).fall()
     }
 }
 
@@ -106,6 +111,7 @@ pub(crate) struct NodeContext {
     pub(crate) tell: TellFn,
     /// How fresh the reads that are going on want to be.
     pub(crate) demand: Arc<probe::Demand>,
+    pub(crate) meter: Meter,
 }
 
 /// One member: its pool, its load, and the probe that runs beside them.
@@ -138,6 +144,7 @@ impl Node {
         let test_limit = 2 * (context.dialer.connect_timeout() + context.probe.timeout);
         let breaker = BreakerConfig::new(&context.breaker, test_limit);
         let guard = Guard::new(spec.name.clone(), breaker, Arc::clone(&context.tell));
+        let meter = context.meter.clone();
         let manager = ConnManager {
             address: spec.address.clone(),
             dialer: Arc::clone(&context.dialer),
@@ -147,7 +154,10 @@ impl Node {
             // A full queue is no loss: the state machine is then busy with news of the same kind, and
             // the next probe tells the same.
             suspect: Arc::new(move |cause| {
-                let _ = events.try_send(Event::Suspect { member: name.clone(), cause });
+                let event = Event::Suspect { member: name.clone(), cause };
+                if let Err(mpsc::error::TrySendError::Full(_)) = events.try_send(event) {
+                    meter.dropped(Queue::Supervisor);
+                }
             }),
             expected_id: Arc::clone(&context.expected_id),
             max_lifetime: context.pool.max_lifetime,
@@ -204,8 +214,12 @@ impl Node {
         let _ = self.hot.keep(object);
     }
 
-    /// A connection, by `deadline`, dialling included.
-    pub(crate) async fn checkout(&self, deadline: Instant) -> Result<ConnObject, CheckoutFailure> {
+    /// A connection, by `deadline`, dialling included. `waited` is told where it is not there at once.
+    pub(crate) async fn checkout(
+        &self,
+        deadline: Instant,
+        waited: &Wait,
+    ) -> Result<ConnObject, CheckoutFailure> {
         if let Some(object) = self.at_hand() {
             return Ok(object);
         }
@@ -221,6 +235,7 @@ impl Node {
                 if let Some(object) = kept.and_then(sound) {
                     return Ok(object);
                 }
+                waited.begin();
                 let began = Instant::now();
                 let got = timeout_at(deadline, get).await;
                 let status = self.pool.status();
@@ -342,17 +357,18 @@ impl Node {
         let node = Arc::clone(self);
         tasks.spawn(async move {
             // Given back at once: then it is idle, and warm.
-            let made = node.checkout(Instant::now() + limit).await;
+            let made = node.checkout(Instant::now() + limit, &Wait::default()).await;
             drop(made);
             node.warming.store(false, Ordering::Release);
         });
     }
 
-    /// Cuts all its connections, in use or not.
-    pub(crate) fn cut(&self) {
-        self.fence.fall();
+    /// Cuts all its connections, in use or not; tells how many.
+    pub(crate) fn cut(&self) -> usize {
+        let count = self.fence.fall();
         drop(self.hot.take().and_then(sound));
         self.pool.retain(|conn, _| !conn.is_dead());
+        count
     }
 
     /// Tells the member that something was noticed about it.

@@ -22,6 +22,8 @@ pub use dial::DialError;
 
 pub(crate) use dial::Dialer;
 pub(crate) use guard::{Passage, Watch};
+#[cfg(feature = "metrics")]
+pub(crate) use load::Tally;
 pub(crate) use manager::{AFTERMATH, ConnObject};
 pub(crate) use member::{CheckoutFailure, Node, NodeContext};
 pub(crate) use probe::Demand;

@@ -19,6 +19,7 @@ use crate::retry::{
     Attempt, Backoff, Cause, Decision, GiveUp, Limits, Outcome, Pause, Phase, Progress, Work,
     decide,
 };
+use crate::telemetry::{Call, Failed, Operation};
 use crate::token::CausalToken;
 use crate::topology::Epoch;
 
@@ -55,6 +56,9 @@ pub(crate) struct Run<'a> {
     backoff: Backoff,
     /// The first failure, for an error that comes of a later one.
     first: Option<String>,
+    operation: Operation,
+    /// What spans may show of the work.
+    sql: Option<&'a str>,
 }
 
 impl<'a> Run<'a> {
@@ -64,13 +68,49 @@ impl<'a> Run<'a> {
             (Some(_), None) => Deadline::within(pool.shared.config.pool.read_timeout),
             (None, None) => Deadline::within(pool.write_timeout()),
         };
-        Self { pool, options, deadline, attempts: 0, backoff: Backoff::new(), first: None }
+        let (operation, sql) = (Operation::Transaction, None);
+        let (attempts, backoff) = (0, Backoff::new());
+        Self { pool, options, deadline, attempts, backoff, first: None, operation, sql }
+    }
+
+    /// Its work is one statement.
+    pub(crate) fn of_statement(
+        self,
+        operation: Operation,
+        sql: &'a str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Self {
+        // Without parameters, its values are in the text, and not for others to see.
+        Self { operation, sql: (!params.is_empty()).then_some(sql), ..self }
     }
 
     pub(crate) async fn transaction<T, E, F, Fut>(
-        mut self,
-        mut work: F,
+        self,
+        work: F,
     ) -> Result<Committed<T>, TransactionError<E>>
+    where
+        F: FnMut(Tx) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        let shared = &self.pool.shared;
+        let call = Call::begin(self.operation, self.sql, &shared.database, &shared.meter);
+        let (result, seen) = call.within(self.run_transaction(&call, work)).await;
+        call.ended(match &result {
+            Ok(_) => None,
+            Err(TransactionError::Failed(error)) => Some(Failed::of(error)),
+            // The closure's own error is not looked into; a failed statement behind it was seen.
+            Err(TransactionError::RolledBack(_)) => {
+                Some(seen.map_or(Failed::RolledBack, |seen| Failed::By(seen.cause, seen.outcome)))
+            }
+        });
+        result
+    }
+
+    async fn run_transaction<T, E, F, Fut>(
+        mut self,
+        call: &Call<'_>,
+        mut work: F,
+    ) -> (Result<Committed<T>, TransactionError<E>>, Option<Seen>)
     where
         F: FnMut(Tx) -> Fut,
         Fut: Future<Output = Result<T, E>>,
@@ -78,33 +118,47 @@ impl<'a> Run<'a> {
         self.pool.shared.budget.record_call();
         loop {
             self.attempts += 1;
-            let (epoch, ended) = self.attempt(&mut work).await;
+            let (epoch, ended) = self.attempt(call, &mut work).await;
             let (seen, error) = match ended {
                 Ended::Committed { value, token, settled } => {
-                    return Ok(Committed { value, token, attempts: self.attempts, settled });
+                    let attempts = self.attempts;
+                    return (Ok(Committed { value, token, attempts, settled }), None);
                 }
                 Ended::RolledBack { error, seen } => (seen, TransactionError::RolledBack(error)),
                 Ended::Failed(error) => (Seen::of(&error), TransactionError::Failed(error)),
             };
             // Without a failed statement it is the closure's own error; without a connection the checkout
             // has waited to the deadline already.
-            let Some(seen) = seen else { return Err(error) };
+            let Some(seen) = seen else { return (Err(error), None) };
             if let Err(why) = self.again(&seen, epoch).await {
-                return Err(match error {
-                    TransactionError::Failed(error) => TransactionError::Failed(error.given_up(
-                        why,
-                        self.attempts,
-                        self.first.take(),
-                    )),
-                    error @ TransactionError::RolledBack(_) => error,
-                });
+                let error =
+                    match error {
+                        TransactionError::Failed(error) => TransactionError::Failed(
+                            error.given_up(why, self.attempts, self.first.take()),
+                        ),
+                        error @ TransactionError::RolledBack(_) => error,
+                    };
+                return (Err(error), Some(seen));
             }
         }
     }
 
     /// One query that changes nothing, without a transaction around it.
     pub(crate) async fn query(
+        self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, OperationError> {
+        let shared = &self.pool.shared;
+        let call = Call::begin(self.operation, self.sql, &shared.database, &shared.meter);
+        let result = call.within(self.run_query(&call, sql, params)).await;
+        call.ended(result.as_ref().err().map(Failed::of));
+        result
+    }
+
+    async fn run_query(
         mut self,
+        call: &Call<'_>,
         sql: &str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, OperationError> {
@@ -117,6 +171,7 @@ impl<'a> Run<'a> {
                 .read_until(&policy, &self.deadline)
                 .await
                 .map_err(OperationError::checkout)?;
+            call.attempt(self.attempts, &client);
             let place = Place { node: client.node().to_owned(), epoch: client.epoch() };
             let written = client.written();
             let work = async {
@@ -168,11 +223,16 @@ impl<'a> Run<'a> {
         );
         let pause = match decision {
             Decision::GiveUp(why) => return Err(why),
-            Decision::Retry { .. } if !shared.budget.try_retry() => return Err(GiveUp::Budget),
+            Decision::Retry { .. } if !shared.budget.try_retry() => {
+                shared.meter.budget_exhausted();
+                return Err(GiveUp::Budget);
+            }
             Decision::Retry { after: Pause::Immediately } => Duration::ZERO,
             Decision::Retry { after: Pause::WithBackoff } => self.backoff.next_pause(),
         };
-        tracing::debug!(cause = %seen.cause, outcome = %seen.outcome, ?pause, "trying again");
+        shared.meter.retried(seen.cause);
+        let attempt = self.attempts;
+        tracing::debug!(attempt, cause = %seen.cause, outcome = %seen.outcome, ?pause, "trying again");
         let wake = Instant::now() + pause;
         let mut changed = shared.changed.subscribe();
         while !leader_changed() {
@@ -184,7 +244,11 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn attempt<T, E, F, Fut>(&self, work: &mut F) -> (Option<Epoch>, Ended<T, E>)
+    async fn attempt<T, E, F, Fut>(
+        &self,
+        call: &Call<'_>,
+        work: &mut F,
+    ) -> (Option<Epoch>, Ended<T, E>)
     where
         F: FnMut(Tx) -> Fut,
         Fut: Future<Output = Result<T, E>>,
@@ -195,9 +259,10 @@ impl<'a> Run<'a> {
             Some(policy) => self.pool.read_until(policy, &self.deadline).await,
         };
         let client = match client {
-            Ok(client) => client,
+            Ok(client) => client.only_commits_count(),
             Err(error) => return (None, Ended::Failed(OperationError::checkout(error))),
         };
+        call.attempt(self.attempts, &client);
         let epoch = client.epoch();
         let inner = TxInner::new(client, shared.view.load().synchronous);
         (epoch, self.run_on(&inner, work).await)
@@ -246,7 +311,10 @@ impl<'a> Run<'a> {
         }
         if self.options.read.is_some() || self.options.unsettled {
             return match self.command(inner, Phase::Commit, "COMMIT").await {
-                Ok(()) => Ended::Committed { value, token: None, settled: false },
+                Ok(()) => {
+                    inner.client.committed();
+                    Ended::Committed { value, token: None, settled: false }
+                }
                 Err(error) => Ended::Failed(error),
             };
         }
@@ -278,6 +346,7 @@ impl<'a> Run<'a> {
         };
         let error = match commit {
             Ok(()) => {
+                inner.client.committed();
                 let wrote = note.as_ref().is_some_and(Note::wrote);
                 let token = after.ok().filter(|_| wrote).and_then(|rows| {
                     let written = rows.first()?.try_get::<_, i64>(0).ok()?;

@@ -16,6 +16,7 @@ use crate::settle::{
     CommitNote, Identity, LeaderNow, Plan, Restart, ServerRun, Settlement, Unsettled, XactStatus,
     conclude, plan,
 };
+use crate::telemetry::Settling;
 use crate::token::CausalToken;
 
 /// The pause before the leader is asked again.
@@ -60,6 +61,22 @@ pub(super) enum Settled {
 
 /// Settles the commit behind `note`, by the deadline.
 pub(super) async fn settle(pool: &LeaderPool, note: Option<Note>, deadline: &Deadline) -> Settled {
+    let settling = Settling::begin(&pool.shared.database, &pool.shared.meter);
+    let settled = settling.within(ask_until(pool, note, deadline, &settling)).await;
+    settling.ended(match &settled {
+        Settled::Committed { .. } => "committed",
+        Settled::NotApplied { .. } => "not_applied",
+        Settled::Unknown { .. } => "unknown",
+    });
+    settled
+}
+
+async fn ask_until(
+    pool: &LeaderPool,
+    note: Option<Note>,
+    deadline: &Deadline,
+    settling: &Settling<'_>,
+) -> Settled {
     let note = match note {
         Some(Note::Wrote(note)) => note,
         Some(Note::WroteNothing) => return Settled::Committed { token: None },
@@ -68,11 +85,14 @@ pub(super) async fn settle(pool: &LeaderPool, note: Option<Note>, deadline: &Dea
         }
     };
     let mut last = Unsettled::Deadline.to_string();
+    let mut attempts = 0;
     while !deadline.left().is_zero() {
         let client = match pool.write_until(deadline).await {
-            Ok(client) => client,
+            Ok(client) => client.only_commits_count(),
             Err(error) => return Settled::Unknown { why: error.to_string() },
         };
+        attempts += 1;
+        settling.attempt(attempts, &client);
         match timeout_at(deadline.at, ask(pool, &client, &note)).await {
             Ok(Ok(Some((settlement, token)))) => {
                 return match settlement {

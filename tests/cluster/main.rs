@@ -9,16 +9,23 @@
 mod account;
 mod bed;
 mod breaker;
+#[allow(dead_code, reason = "the library's own tests use the rest")]
+#[path = "../../src/telemetry/tests/capture.rs"]
+mod capture;
 mod faults;
 mod members;
 mod outcomes;
 mod store;
+mod telemetry;
 mod usage;
 
 use std::future::Future;
 use std::pin::Pin;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 use bed::{Bed, Manager};
 
@@ -35,11 +42,11 @@ fn log_to_file() -> std::io::Result<()> {
     let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster.log");
     let file = std::fs::File::create(&path)?;
     eprintln!("what the pools saw: {}", path.display());
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_writer(std::sync::Mutex::new(file))
-        .with_env_filter("leaderpool=debug")
-        .init();
+        .with_filter(EnvFilter::new("leaderpool=debug"));
+    tracing_subscriber::registry().with(log).with(telemetry::capture_failovers()).init();
     Ok(())
 }
 
@@ -47,6 +54,9 @@ fn main() {
     let mut arguments = Arguments::from_args();
     if let Err(error) = log_to_file() {
         eprintln!("no log of the pools: {error}");
+    }
+    if let Err(error) = telemetry::record_metrics() {
+        eprintln!("no metrics: {error:#}");
     }
     // One thread per cluster: more would only wait for each other.
     arguments.test_threads.get_or_insert(Manager::ALL.len());
@@ -58,6 +68,8 @@ fn main() {
         usage::tokens_read_their_own_writes,
         usage::tokens_know_what_a_failover_kept,
         usage::rest_alone_is_a_source,
+        telemetry::a_switchover_is_one_trace,
+        telemetry::the_steady_state_calls_no_recorder,
         usage::a_host_list_is_a_source,
         outcomes::transactions_end_as_they_say,
         outcomes::ten_switchovers_cost_no_error,
