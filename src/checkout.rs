@@ -11,7 +11,7 @@ use crate::client::{Client, Role};
 use crate::config::WhenNone;
 use crate::describe::describe_leader;
 use crate::error::CheckoutError;
-use crate::hold::HoldError;
+use crate::hold::{Gate, HoldError, Permit};
 use crate::node::{CheckoutFailure, ConnObject, DialError, Node};
 use crate::patroni::Lsn;
 use crate::pool::{Deadline, Shared, WriteTarget};
@@ -40,6 +40,8 @@ pub(crate) struct Attempt<'a> {
     started: Instant,
     deadline: Instant,
     first_error: Option<(String, Box<DialError>)>,
+    /// Of one that has queued at the gate already.
+    let_go: Option<Permit<&'a Gate>>,
 }
 
 impl Drop for Attempt<'_> {
@@ -56,11 +58,17 @@ impl<'a> Attempt<'a> {
         shared.lent.begin();
         let waiting = shared.waiting.fetch_add(1, Ordering::AcqRel);
         let Deadline { started, at } = *deadline;
-        let attempt = Self { shared, started, deadline: at, first_error: None };
+        let attempt = Self { shared, started, deadline: at, first_error: None, let_go: None };
         if waiting >= limit {
             return Err(CheckoutError::TooManyWaiting { limit });
         }
         Ok(attempt)
+    }
+
+    /// It need not queue at the gate again, but for another leader.
+    pub(crate) fn let_go(mut self, permit: Option<Permit<&'a Gate>>) -> Self {
+        self.let_go = permit;
+        self
     }
 
     /// A connection to the leader.
@@ -70,7 +78,11 @@ impl<'a> Attempt<'a> {
                 return Err(CheckoutError::Closed);
             }
             // Held here while there is no leader. Kept until the connection is there, or is not to be had.
-            let permit = match self.shared.gate.pass(self.deadline).await {
+            let passed = match self.let_go.take() {
+                Some(permit) => Ok(permit),
+                None => self.shared.gate.pass(self.deadline).await,
+            };
+            let permit = match passed {
                 Ok(permit) => permit,
                 Err(HoldError::TooMany { limit }) => {
                     return Err(CheckoutError::TooManyWaiting { limit });
@@ -157,13 +169,7 @@ impl<'a> Attempt<'a> {
     /// A connection under `policy`.
     pub(crate) async fn read(mut self, policy: &ReadPolicy) -> Result<Client, CheckoutError> {
         let mut avoid: Vec<String> = Vec::new();
-        if let Some(bound) = policy.time_bound()
-            && self.shared.demand.ask(bound, self.started)
-        {
-            for node in self.shared.nodes.load().values() {
-                node.probe_now();
-            }
-        }
+        self.shared.want_fresh(policy, self.started);
         loop {
             if self.is_closed() {
                 return Err(CheckoutError::Closed);

@@ -21,7 +21,7 @@ use crate::describe::{describe_leader, describe_unreachable};
 use crate::error::{CheckoutError, CloseError, ConnectError};
 use crate::failure::{OperationError, TransactionError};
 use crate::history::Past;
-use crate::hold::{Gate, STEP_LIMIT};
+use crate::hold::{Gate, Permit, STEP_LIMIT};
 use crate::node::{Demand, Dialer, Node};
 use crate::report::{self, Report};
 use crate::retry::{BudgetConfig, RetryBudget};
@@ -104,6 +104,31 @@ pub(crate) struct Shared {
     pub(crate) waiting: AtomicUsize,
     pub(crate) lent: Arc<Lent>,
     pub(crate) closed: AtomicBool,
+}
+
+impl Shared {
+    /// Has the probes keep the policy's bound on staleness provable, where it has one.
+    pub(crate) fn want_fresh(&self, policy: &ReadPolicy, now: Instant) {
+        if let Some(bound) = policy.time_bound()
+            && self.demand.ask(bound, now)
+        {
+            for node in self.nodes.load().values() {
+                node.probe_now();
+            }
+        }
+    }
+}
+
+/// The pool's gate, for one who outlives a borrow of the pool.
+#[derive(Clone)]
+pub(crate) struct PoolGate(pub(crate) Arc<Shared>);
+
+impl std::ops::Deref for PoolGate {
+    type Target = Gate;
+
+    fn deref(&self) -> &Gate {
+        &self.0.gate
+    }
 }
 
 /// Counts connections that are out, for `close` to wait for.
@@ -425,12 +450,36 @@ impl LeaderPool {
         attempt.leader(Role::Write).await
     }
 
+    /// As [`write_until`](Self::write_until), for one that has queued at the gate already.
+    pub(crate) async fn write_let_go(
+        &self,
+        deadline: &Deadline,
+        permit: Option<Permit<PoolGate>>,
+    ) -> Result<Client, CheckoutError> {
+        let permit = permit.map(|permit| permit.lend(&self.shared.gate));
+        let attempt = Attempt::begin(&self.shared, deadline)?.let_go(permit);
+        attempt.leader(Role::Write).await
+    }
+
     pub(crate) async fn read_until(
         &self,
         policy: &ReadPolicy,
         deadline: &Deadline,
     ) -> Result<Client, CheckoutError> {
         let attempt = Attempt::begin(&self.shared, deadline)?;
+        attempt.read(policy).await
+    }
+
+    /// As [`read_until`](Self::read_until), for one that has queued at the gate already, in case that it is the
+    /// leader's turn.
+    pub(crate) async fn read_let_go(
+        &self,
+        policy: &ReadPolicy,
+        deadline: &Deadline,
+        permit: Option<Permit<PoolGate>>,
+    ) -> Result<Client, CheckoutError> {
+        let permit = permit.map(|permit| permit.lend(&self.shared.gate));
+        let attempt = Attempt::begin(&self.shared, deadline)?.let_go(permit);
         attempt.read(policy).await
     }
 }

@@ -13,8 +13,9 @@ use super::settle::{Note, Settled, settle};
 use super::statement::failed;
 use super::{Seen, Tx, TxInner};
 use crate::failure::{OperationError, Place, TransactionError};
+use crate::hold::Permit;
 use crate::patroni::{Lsn, SystemId};
-use crate::pool::{Deadline, LeaderPool};
+use crate::pool::{Deadline, LeaderPool, PoolGate};
 use crate::retry::{
     Attempt, Backoff, Cause, Decision, GiveUp, Limits, Outcome, Pause, Phase, Progress, Work,
     decide,
@@ -55,16 +56,32 @@ pub(crate) struct Run<'a> {
     backoff: Backoff,
     /// The first failure, for an error that comes of a later one.
     first: Option<String>,
+    /// The first attempt's, where it has queued at the gate already.
+    let_go: Option<Permit<PoolGate>>,
 }
 
 impl<'a> Run<'a> {
     pub(crate) fn new(pool: &'a LeaderPool, options: &'a TxOptions) -> Self {
-        let deadline = match (&options.read, options.within) {
+        Self::until(pool, options, Self::deadline(pool, options))
+    }
+
+    /// The deadline of a call that begins now.
+    pub(crate) fn deadline(pool: &LeaderPool, options: &TxOptions) -> Deadline {
+        match (&options.read, options.within) {
             (_, Some(limit)) => Deadline::within(limit),
             (Some(_), None) => Deadline::within(pool.shared.config.pool.read_timeout),
             (None, None) => Deadline::within(pool.write_timeout()),
-        };
-        Self { pool, options, deadline, attempts: 0, backoff: Backoff::new(), first: None }
+        }
+    }
+
+    pub(crate) fn until(pool: &'a LeaderPool, options: &'a TxOptions, deadline: Deadline) -> Self {
+        let backoff = Backoff::new();
+        Self { pool, options, deadline, attempts: 0, backoff, first: None, let_go: None }
+    }
+
+    pub(crate) fn let_go(mut self, permit: Option<Permit<PoolGate>>) -> Self {
+        self.let_go = permit;
+        self
     }
 
     pub(crate) async fn transaction<T, E, F, Fut>(
@@ -184,14 +201,17 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn attempt<T, E, F, Fut>(&self, work: &mut F) -> (Option<Epoch>, Ended<T, E>)
+    async fn attempt<T, E, F, Fut>(&mut self, work: &mut F) -> (Option<Epoch>, Ended<T, E>)
     where
         F: FnMut(Tx) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
         let shared = &self.pool.shared;
         let client = match &self.options.read {
-            None => self.pool.write_until(&self.deadline).await,
+            None => match self.let_go.take() {
+                None => self.pool.write_until(&self.deadline).await,
+                permit => self.pool.write_let_go(&self.deadline, permit).await,
+            },
             Some(policy) => self.pool.read_until(policy, &self.deadline).await,
         };
         let client = match client {
