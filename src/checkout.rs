@@ -295,7 +295,8 @@ impl<'a> Attempt<'a> {
     fn has_standing(&self, view: &ClusterView, token: CausalToken) -> Result<bool, CheckoutError> {
         let Some(epoch) = view.epoch else { return Ok(false) };
         let history = self.shared.past.history(view);
-        let why = match token.standing(epoch.system_id, epoch.timeline, &history) {
+        let standing = token.standing(epoch.system_id, epoch.timeline, &history);
+        let why = match standing {
             Standing::Valid => return Ok(true),
             // The view is older than the token, or the switch points are not known yet.
             Standing::Future | Standing::Unknown => return Ok(false),
@@ -304,12 +305,12 @@ impl<'a> Attempt<'a> {
                 "its write was lost in a failover, when timeline {timeline} was left at {switch_lsn}"
             ),
         };
-        Err(CheckoutError::Token { token, why })
+        Err(CheckoutError::Token { token, standing, why })
     }
 
     fn token_unknown(&self, token: CausalToken) -> CheckoutError {
         let why = "its place in the cluster's history is not known yet".to_owned();
-        CheckoutError::Token { token, why }
+        CheckoutError::Token { token, standing: Standing::Unknown, why }
     }
 
     fn behind_token(&self, node: &Node) -> CheckoutError {

@@ -27,6 +27,7 @@ use crate::report::{self, Report};
 use crate::retry::{BudgetConfig, RetryBudget};
 use crate::routing::ReadPolicy;
 use crate::supervisor;
+use crate::token::{CausalToken, TokenError};
 use crate::topology::{ClusterView, Epoch, TopologyEvent};
 use crate::tx::{Committed, Run, Tx, TxOptions};
 
@@ -443,6 +444,21 @@ impl LeaderPool {
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, OperationError> {
         Run::new(self, &TxOptions::new().read_only(policy)).query(sql, params).await
+    }
+
+    /// One token that asks for all of these, by what the pool knows of the cluster's history; `None` for none.
+    ///
+    /// # Errors
+    /// As [`CausalToken::merge_with_history`]: where they are of several clusters, where a write of one of them
+    /// was lost in the failover that another one comes after, or where that is not known yet.
+    pub fn merge_tokens(
+        &self,
+        tokens: impl IntoIterator<Item = CausalToken>,
+    ) -> Result<Option<CausalToken>, TokenError> {
+        let history = self.shared.past.history(&self.shared.view.load());
+        let mut tokens = tokens.into_iter();
+        let Some(first) = tokens.next() else { return Ok(None) };
+        tokens.try_fold(first, |all, next| all.merge_with_history(next, &history)).map(Some)
     }
 
     pub(crate) async fn write_until(&self, deadline: &Deadline) -> Result<Client, CheckoutError> {

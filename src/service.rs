@@ -66,6 +66,7 @@
 
 mod read;
 mod request;
+mod retry_after;
 #[cfg(test)]
 mod tests;
 mod transaction;
