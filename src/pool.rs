@@ -27,7 +27,7 @@ use crate::report::{self, Report};
 use crate::retry::{BudgetConfig, RetryBudget};
 use crate::routing::ReadPolicy;
 use crate::supervisor;
-use crate::token::{CausalToken, TokenError};
+use crate::token::{CausalToken, Standing, TokenError};
 use crate::topology::{ClusterView, Epoch, TopologyEvent};
 use crate::tx::{Committed, Run, Tx, TxOptions};
 
@@ -444,6 +444,15 @@ impl LeaderPool {
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, OperationError> {
         Run::new(self, &TxOptions::new().read_only(policy)).query(sql, params).await
+    }
+
+    /// What a token is worth now, by what the pool knows of the cluster's history: a read that is given one that is
+    /// lost, or of another cluster, is refused with this in [`CheckoutError::Token`].
+    #[must_use]
+    pub fn token_standing(&self, token: CausalToken) -> Standing {
+        let view = self.shared.view.load();
+        let Some(epoch) = view.epoch else { return Standing::Unknown };
+        token.standing(epoch.system_id, epoch.timeline, &self.shared.past.history(&view))
     }
 
     /// One token that asks for all of these, by what the pool knows of the cluster's history; `None` for none.
