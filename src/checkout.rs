@@ -14,7 +14,7 @@ use crate::client::{Client, Role};
 use crate::config::WhenNone;
 use crate::describe::describe_leader;
 use crate::error::CheckoutError;
-use crate::hold::HoldError;
+use crate::hold::{Gate, HoldError, Permit};
 use crate::node::{CheckoutFailure, ConnObject, DialError, Node, Passage};
 use crate::patroni::Lsn;
 use crate::pool::{Deadline, Shared, WriteTarget};
@@ -50,6 +50,8 @@ pub(crate) struct Attempt<'a> {
     waits: bool,
     /// Whether the client that came of it took the count over.
     served: bool,
+    /// Of one that has queued at the gate already.
+    let_go: Option<Permit<&'a Gate>>,
 }
 
 impl Drop for Attempt<'_> {
@@ -109,6 +111,7 @@ impl<'a> Attempt<'a> {
             first_error: None,
             waits: false,
             served: false,
+            let_go: None,
         }
     }
 
@@ -137,19 +140,23 @@ impl<'a> Attempt<'a> {
         Client::new(object, Arc::clone(node), role, leads, epoch)
     }
 
+    /// It need not queue at the gate again, but for another leader.
+    pub(crate) fn let_go(mut self, permit: Option<Permit<&'a Gate>>) -> Self {
+        self.let_go = permit;
+        self
+    }
+
     /// A connection to the leader.
     pub(crate) async fn leader(mut self, role: Role) -> Result<Client, CheckoutError> {
         loop {
             if self.is_closed() {
                 return Err(CheckoutError::Closed);
             }
-            if !self.shared.gate.is_open() {
-                self.may_wait()?;
-            }
             // Held here while there is no leader. Kept until the connection is there, or is not to be had.
-            let held = match self.shared.gate.pass_at_once() {
+            let held = match self.let_go.take().or_else(|| self.shared.gate.pass_at_once()) {
                 Some(permit) => Ok(permit),
                 None => {
+                    self.may_wait()?;
                     self.waited.begin();
                     self.shared.gate.pass(self.deadline).await
                 }
@@ -255,13 +262,7 @@ impl<'a> Attempt<'a> {
     pub(crate) async fn read(mut self, policy: &ReadPolicy) -> Result<Client, CheckoutError> {
         self.may_wait()?;
         let mut avoid: Vec<String> = Vec::new();
-        if let Some(bound) = policy.time_bound()
-            && self.shared.demand.ask(bound, self.started)
-        {
-            for node in self.shared.nodes.load().values() {
-                node.probe_now();
-            }
-        }
+        self.shared.want_fresh(policy, self.started);
         loop {
             if self.is_closed() {
                 return Err(CheckoutError::Closed);
@@ -410,7 +411,8 @@ impl<'a> Attempt<'a> {
     fn has_standing(&self, view: &ClusterView, token: CausalToken) -> Result<bool, CheckoutError> {
         let Some(epoch) = view.epoch else { return Ok(false) };
         let history = self.shared.past.history(view);
-        let why = match token.standing(epoch.system_id, epoch.timeline, &history) {
+        let standing = token.standing(epoch.system_id, epoch.timeline, &history);
+        let why = match standing {
             Standing::Valid => return Ok(true),
             // The view is older than the token, or the switch points are not known yet.
             Standing::Future | Standing::Unknown => return Ok(false),
@@ -419,12 +421,12 @@ impl<'a> Attempt<'a> {
                 "its write was lost in a failover, when timeline {timeline} was left at {switch_lsn}"
             ),
         };
-        Err(CheckoutError::Token { token, why })
+        Err(CheckoutError::Token { token, standing, why })
     }
 
     fn token_unknown(&self, token: CausalToken) -> CheckoutError {
         let why = "its place in the cluster's history is not known yet".to_owned();
-        CheckoutError::Token { token, why }
+        CheckoutError::Token { token, standing: Standing::Unknown, why }
     }
 
     fn behind_token(&self, node: &Node) -> CheckoutError {

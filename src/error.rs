@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::ConfigError;
 use crate::node::DialError;
 use crate::routing::Ineligible;
-use crate::token::CausalToken;
+use crate::token::{CausalToken, Standing};
 
 /// Why a pool could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -76,11 +76,14 @@ pub enum CheckoutError {
         #[source]
         source: Box<DialError>,
     },
-    /// The token's write is not part of this cluster's history, and no server has it.
+    /// The token's write is not part of this cluster's history, and no server has it; or nobody could tell
+    /// before the deadline.
     #[error("no server has what the token {token} asks for: {why}")]
     Token {
         /// The token.
         token: CausalToken,
+        /// What it is worth.
+        standing: Standing,
         /// What became of its write.
         why: String,
     },

@@ -8,13 +8,16 @@
 //!
 //! Being let go is permission to try, not proof of a leader: the reign is compared as always.
 //!
-//! [`HoldQueue`] is pure; [`Gate`] puts tasks to sleep and wakes them.
+//! [`HoldQueue`] is pure; [`Gate`] puts tasks to sleep and wakes them; a [`Line`] is a place before it for one
+//! who has no call in hand yet.
 
+mod line;
 mod queue;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,6 +25,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+pub(crate) use line::Line;
 use queue::{Arrival, HoldQueue, Id};
 
 /// How long one step of the ramp may take: several times a warm connection's check, and short against any
@@ -72,8 +76,8 @@ impl Gate {
 
     /// Passes an open gate: one atomic load, and no look at the clock.
     #[inline]
-    pub(crate) fn pass_at_once(&self) -> Option<Permit<'_>> {
-        self.open.load(Ordering::Acquire).then_some(Permit { gate: self, id: None })
+    pub(crate) fn pass_at_once(&self) -> Option<Permit<&Self>> {
+        self.is_open().then_some(Permit { gate: self, id: None })
     }
 
     /// Passes the gate, by `deadline` where it has to wait. An open gate does not look at the clock.
@@ -84,7 +88,7 @@ impl Gate {
     /// # Errors
     /// [`HoldError`]; at once where as many wait as may.
     #[inline]
-    pub(crate) async fn pass(&self, deadline: Instant) -> Result<Permit<'_>, HoldError> {
+    pub(crate) async fn pass(&self, deadline: Instant) -> Result<Permit<&Self>, HoldError> {
         if let Some(permit) = self.pass_at_once() {
             return Ok(permit);
         }
@@ -97,8 +101,8 @@ impl Gate {
         self.open.load(Ordering::Acquire)
     }
 
-    async fn queue_up(&self, deadline: Instant) -> Result<Permit<'_>, HoldError> {
-        let Some((id, wake)) = self.enter()? else {
+    async fn queue_up(&self, deadline: Instant) -> Result<Permit<&Self>, HoldError> {
+        let Some((id, wake)) = self.enter(HoldQueue::arrive)? else {
             return Ok(Permit { gate: self, id: None });
         };
         // From here on its drop leaves the queue, or reports as done where it was let go meanwhile.
@@ -112,12 +116,15 @@ impl Gate {
         Err(if woken { HoldError::Closed } else { HoldError::DeadlinePassed })
     }
 
-    fn enter(&self) -> Result<Option<(Id, Arc<Notify>)>, HoldError> {
+    fn enter(
+        &self,
+        arrive: impl FnOnce(&mut HoldQueue) -> Arrival,
+    ) -> Result<Option<(Id, Arc<Notify>)>, HoldError> {
         self.with(|inner| {
             if inner.shut {
                 return (Err(HoldError::Closed), Vec::new());
             }
-            let result = match inner.queue.arrive() {
+            let result = match arrive(&mut inner.queue) {
                 Arrival::Passed => Ok(None),
                 Arrival::Full => Err(HoldError::TooMany { limit: inner.queue.limit() }),
                 Arrival::Queued(id) => {
@@ -180,6 +187,11 @@ impl Gate {
         }
     }
 
+    /// Whether a leader is there, be it that some still queue for it.
+    fn is_letting_go(&self) -> bool {
+        self.with(|inner| (!inner.queue.is_closed(), Vec::new()))
+    }
+
     /// How many wait.
     pub(crate) fn waiting(&self) -> usize {
         self.with(|inner| (inner.queue.len(), Vec::new()))
@@ -223,20 +235,26 @@ impl Gate {
 /// Permission to ask the leader for a connection. Dropped, it reports that this is done.
 #[derive(Debug)]
 #[must_use = "the ramp goes on as soon as it is dropped"]
-pub(crate) struct Permit<'a> {
-    gate: &'a Gate,
+pub(crate) struct Permit<G: Deref<Target = Gate>> {
+    gate: G,
     /// `None` where the gate stood open.
     id: Option<Id>,
 }
 
-impl Permit<'_> {
+impl<G: Deref<Target = Gate>> Permit<G> {
+    /// The same permission, as a borrower of the same gate has it.
+    pub(crate) fn lend(mut self, gate: &Gate) -> Permit<&Gate> {
+        debug_assert!(std::ptr::eq(&raw const *self.gate, gate), "of another gate");
+        Permit { gate, id: self.id.take() }
+    }
+
     /// Whether the caller had to wait.
     pub(crate) fn was_held(&self) -> bool {
         self.id.is_some()
     }
 }
 
-impl Drop for Permit<'_> {
+impl<G: Deref<Target = Gate>> Drop for Permit<G> {
     fn drop(&mut self) {
         if let Some(id) = self.id {
             self.gate.depart(id);

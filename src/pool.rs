@@ -21,13 +21,14 @@ use crate::describe::{describe_leader, describe_unreachable};
 use crate::error::{CheckoutError, CloseError, ConnectError};
 use crate::failure::{OperationError, TransactionError};
 use crate::history::Past;
-use crate::hold::{Gate, STEP_LIMIT};
+use crate::hold::{Gate, Permit, STEP_LIMIT};
 use crate::node::{Demand, Dialer, Node};
 use crate::report::{self, Report};
 use crate::retry::{BudgetConfig, RetryBudget};
 use crate::routing::ReadPolicy;
 use crate::supervisor;
 use crate::telemetry::{Database, FirstWrite, FirstWrites, Meter, Operation, pool_name};
+use crate::token::{CausalToken, Standing, TokenError};
 use crate::topology::{ClusterView, Epoch, TopologyEvent};
 use crate::tx::{Committed, Run, Tx, TxOptions};
 
@@ -113,6 +114,31 @@ pub(crate) struct Shared {
     pub(crate) waiting: AtomicUsize,
     pub(crate) lent: Arc<Lent>,
     pub(crate) closed: AtomicBool,
+}
+
+impl Shared {
+    /// Has the probes keep the policy's bound on staleness provable, where it has one.
+    pub(crate) fn want_fresh(&self, policy: &ReadPolicy, now: Instant) {
+        if let Some(bound) = policy.time_bound()
+            && self.demand.ask(bound, now)
+        {
+            for node in self.nodes.load().values() {
+                node.probe_now();
+            }
+        }
+    }
+}
+
+/// The pool's gate, for one who outlives a borrow of the pool.
+#[derive(Clone)]
+pub(crate) struct PoolGate(pub(crate) Arc<Shared>);
+
+impl std::ops::Deref for PoolGate {
+    type Target = Gate;
+
+    fn deref(&self) -> &Gate {
+        &self.0.gate
+    }
 }
 
 /// Counts connections that are out, for `close` to wait for.
@@ -443,8 +469,43 @@ impl LeaderPool {
             .await
     }
 
+    /// What a token is worth now, by what the pool knows of the cluster's history: a read that is given one that is
+    /// lost, or of another cluster, is refused with this in [`CheckoutError::Token`].
+    #[must_use]
+    pub fn token_standing(&self, token: CausalToken) -> Standing {
+        let view = self.shared.view.load();
+        let Some(epoch) = view.epoch else { return Standing::Unknown };
+        token.standing(epoch.system_id, epoch.timeline, &self.shared.past.history(&view))
+    }
+
+    /// One token that asks for all of these, by what the pool knows of the cluster's history; `None` for none.
+    ///
+    /// # Errors
+    /// As [`CausalToken::merge_with_history`]: where they are of several clusters, where a write of one of them
+    /// was lost in the failover that another one comes after, or where that is not known yet.
+    pub fn merge_tokens(
+        &self,
+        tokens: impl IntoIterator<Item = CausalToken>,
+    ) -> Result<Option<CausalToken>, TokenError> {
+        let history = self.shared.past.history(&self.shared.view.load());
+        let mut tokens = tokens.into_iter();
+        let Some(first) = tokens.next() else { return Ok(None) };
+        tokens.try_fold(first, |all, next| all.merge_with_history(next, &history)).map(Some)
+    }
+
     pub(crate) async fn write_until(&self, deadline: &Deadline) -> Result<Client, CheckoutError> {
         let attempt = Attempt::begin(&self.shared, Role::Write, deadline);
+        attempt.leader(Role::Write).await.inspect_err(|error| self.refused(Role::Write, error))
+    }
+
+    /// As [`write_until`](Self::write_until), for one that has queued at the gate already.
+    pub(crate) async fn write_let_go(
+        &self,
+        deadline: &Deadline,
+        permit: Option<Permit<PoolGate>>,
+    ) -> Result<Client, CheckoutError> {
+        let permit = permit.map(|permit| permit.lend(&self.shared.gate));
+        let attempt = Attempt::begin(&self.shared, Role::Write, deadline).let_go(permit);
         attempt.leader(Role::Write).await.inspect_err(|error| self.refused(Role::Write, error))
     }
 
@@ -459,5 +520,18 @@ impl LeaderPool {
 
     fn refused(&self, role: Role, error: &CheckoutError) {
         self.shared.meter.refused(role, error);
+    }
+
+    /// As [`read_until`](Self::read_until), for one that has queued at the gate already, in case that it is the
+    /// leader's turn.
+    pub(crate) async fn read_let_go(
+        &self,
+        policy: &ReadPolicy,
+        deadline: &Deadline,
+        permit: Option<Permit<PoolGate>>,
+    ) -> Result<Client, CheckoutError> {
+        let permit = permit.map(|permit| permit.lend(&self.shared.gate));
+        let attempt = Attempt::begin(&self.shared, Role::Read, deadline).let_go(permit);
+        attempt.read(policy).await.inspect_err(|error| self.refused(Role::Read, error))
     }
 }

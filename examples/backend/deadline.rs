@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::App;
 
-/// The most that is kept of a request's time for the statement itself.
+/// The most that is kept of a request's time for the transaction itself.
 const STATEMENT_RESERVE: Duration = Duration::from_secs(2);
 
 /// How long things may take.
@@ -25,13 +25,12 @@ impl Limits {
         Self { request, write_timeout }
     }
 
-    /// How long a write may wait for the leader. Some time is left for the statement: one that is sent
-    /// at the last moment would end with an unknown outcome, one that was never sent ends with a clear
-    /// "not stored".
-    pub(crate) fn wait_for_leader(&self, deadline: Deadline) -> Duration {
+    /// How long a write may wait for the leader. Some time is left for the transaction: one that commits at the
+    /// last moment could end with an unknown outcome, one that never began ends with a clear "not stored".
+    pub(crate) fn leader_by(&self, deadline: Deadline) -> Instant {
         let reserve = STATEMENT_RESERVE.min(self.request / 4);
-        let left = deadline.0.saturating_duration_since(Instant::now()).saturating_sub(reserve);
-        self.write_timeout.map_or(left, |limit| limit.min(left))
+        let latest = deadline.0 - reserve;
+        self.write_timeout.map_or(latest, |limit| latest.min(Instant::now() + limit))
     }
 }
 
@@ -44,6 +43,15 @@ impl Deadline {
     pub(crate) fn starting_now(limits: &Limits) -> Self {
         Self(Instant::now() + limits.request)
     }
+
+    pub(crate) fn left(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+}
+
+/// As `Retry-After` has it: rounded up.
+pub(crate) fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
 impl FromRequestParts<App> for Deadline {

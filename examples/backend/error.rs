@@ -1,12 +1,14 @@
 //! What a caller is told when a request fails: `{"error": {"code": …, "message": …}}`.
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
-use leaderpool::CheckoutError;
+use leaderpool::{CheckoutError, Epoch, OperationError, Tx};
 use serde::Serialize;
 
-/// A failed request. Each 503 carries `Retry-After`, and means that nothing was stored.
+use crate::token;
+
+/// A failed request. Each 503 means that nothing was stored; `observe` gives it its `Retry-After`.
 #[derive(Debug)]
 pub(crate) struct ApiError(Box<Failure>);
 
@@ -59,10 +61,16 @@ impl ApiError {
     }
 }
 
-impl From<CheckoutError> for ApiError {
+impl From<&CheckoutError> for ApiError {
     /// Nothing was sent to any server.
-    fn from(error: CheckoutError) -> Self {
-        let code = match &error {
+    fn from(error: &CheckoutError) -> Self {
+        let code = match error {
+            CheckoutError::Token { token, standing, .. } => {
+                match token::refuse(*token, *standing) {
+                    Some(refusal) => return refusal,
+                    None => "token_unknown",
+                }
+            }
             CheckoutError::NoLeader { .. } => "no_leader",
             CheckoutError::NoReplica { .. } => "no_replica",
             CheckoutError::Exhausted { .. } => "pool_exhausted",
@@ -75,14 +83,17 @@ impl From<CheckoutError> for ApiError {
     }
 }
 
+impl From<CheckoutError> for ApiError {
+    fn from(error: CheckoutError) -> Self {
+        Self::from(&error)
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let failure = *self.0;
         let body = Json(serde_json::json!({ "error": &failure }));
         let mut response = (failure.status, failure.served.clone(), body).into_response();
-        if failure.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
         response.extensions_mut().insert(failure);
         response
     }
@@ -99,10 +110,20 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) fn by(client: &leaderpool::Client) -> Self {
-        Self {
-            served_by: client.node().to_owned(),
-            epoch: client.epoch().map(|epoch| epoch.to_string()),
-        }
+        Self::new(client.node(), client.epoch())
+    }
+
+    pub(crate) fn in_transaction(tx: &Tx) -> Self {
+        Self::new(tx.node(), tx.epoch())
+    }
+
+    /// Where an operation failed, if it got that far.
+    pub(crate) fn at(error: &OperationError) -> Option<Self> {
+        Some(Self::new(error.node()?, error.epoch()))
+    }
+
+    fn new(node: &str, epoch: Option<Epoch>) -> Self {
+        Self { served_by: node.to_owned(), epoch: epoch.map(|epoch| epoch.to_string()) }
     }
 }
 

@@ -1,19 +1,24 @@
 //! `/events`: one table, written on the leader and read where the configuration says.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use leaderpool::service::TxRequest;
 use leaderpool::tokio_postgres::types::{Json as Jsonb, ToSql};
 use leaderpool::tokio_postgres::{Error, Row};
-use leaderpool::{Client, ReadPolicy};
+use leaderpool::{Client, OperationError, ReadPolicy, Tx};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::timeout_at;
+use tower::Service;
 
 use crate::deadline::Deadline;
 use crate::error::{ApiError, Served};
 use crate::extract::{Body, Id, None as NoParams, Params};
+use crate::token::Token;
 use crate::{App, statement};
 
 const MAX_KIND: usize = 200;
@@ -113,17 +118,38 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     new.check()?;
     app.schema.ready()?;
-    let client = app.pool.write_within(app.limits.wait_for_leader(deadline)).await?;
-    // Only the INSERT itself can have an unknown outcome; to prepare it changes nothing.
-    let insert = statement::read(&client, deadline, client.prepare_cached(INSERT)).await?;
-    let payload = Jsonb(&new.payload);
-    let values: [&(dyn ToSql + Sync); 2] = [&new.kind, &payload];
-    let row = statement::write(&client, deadline, client.query_one(&insert, &values)).await?;
+    let mut writes = app.writes.clone();
+    let writes = match timeout_at(app.limits.leader_by(deadline), writes.ready()).await {
+        Ok(ready) => ready?,
+        Err(_) => return Err(no_leader(&app)),
+    };
+    // Run again from the start where that is safe, hence the shared event. The deadline is the transaction's own
+    // rather than a timeout around it, which could end it in the middle of its commit.
+    let new = Arc::new(new);
+    let insert = TxRequest::new(move |tx: Tx| {
+        let new = Arc::clone(&new);
+        async move {
+            let payload = Jsonb(&new.payload);
+            let row = tx.query_one(INSERT, &[&new.kind, &payload]).await?;
+            Ok::<_, OperationError>((row, Served::in_transaction(&tx)))
+        }
+    });
+    let committed = writes
+        .call(insert.within(deadline.left()))
+        .await
+        .map_err(|error| statement::write_failed(&error.into_operation_error()))?;
     crate::metrics::event_written();
-    let (event, served) = (Event::from_row(&row)?, Served::by(&client));
+    let (row, served) = committed.value;
+    let event = Event::from_row(&row)?;
     let location = [(header::LOCATION, format!("/events/{}", event.id))];
     let answer = Json(EventAnswer { event, served: served.clone() });
-    Ok((StatusCode::CREATED, location, served, answer).into_response())
+    Ok((StatusCode::CREATED, location, served, Token(committed.token), answer).into_response())
+}
+
+fn no_leader(app: &App) -> ApiError {
+    let report = app.pool.report();
+    let message = format!("no leader in time (--request-timeout): {}", report.leader_state);
+    ApiError::unavailable("no_leader", message)
 }
 
 /// The parameters of `GET /events`.
@@ -146,6 +172,7 @@ pub(crate) async fn page(
     State(app): State<App>,
     deadline: Deadline,
     headers: HeaderMap,
+    token: Token,
     Params(params): Params<PageParams>,
 ) -> Result<Response, ApiError> {
     if !(1..=MAX_LIMIT).contains(&params.limit) {
@@ -154,8 +181,8 @@ pub(crate) async fn page(
     if params.after < 0 {
         return Err(ApiError::invalid_query("after is the id of an event, or 0"));
     }
-    let from = From::asked_for(params.fresh, &headers)?;
-    let client = checkout(&app, deadline, from).await?;
+    let from = From::asked_for(params.fresh, &headers, token)?;
+    let client = checkout(&app, deadline, &from).await?;
     let select = statement::read(&client, deadline, client.prepare_cached(PAGE)).await?;
     // One more than asked for tells whether there is a next page.
     let limit = i64::from(params.limit) + 1;
@@ -165,7 +192,7 @@ pub(crate) async fn page(
     let events = page.iter().map(Event::from_row).collect::<Result<Vec<_>, _>>()?;
     let next = if page.len() < rows.len() { events.last().map(|event| event.id) } else { None };
     let served = Served::by(&client);
-    Ok((served.clone(), Json(PageAnswer { events, next, served })).into_response())
+    Ok((served.clone(), token, Json(PageAnswer { events, next, served })).into_response())
 }
 
 /// The parameters of `GET /events/{id}`.
@@ -180,20 +207,21 @@ pub(crate) async fn by_id(
     State(app): State<App>,
     deadline: Deadline,
     headers: HeaderMap,
+    token: Token,
     Id(id): Id,
     Params(params): Params<ByIdParams>,
 ) -> Result<Response, ApiError> {
-    let from = From::asked_for(params.fresh, &headers)?;
-    let mut found = find(&app, deadline, from, id).await?;
-    if found.0.is_none() && from == From::Configured {
+    let from = From::asked_for(params.fresh, &headers, token)?;
+    let mut found = find(&app, deadline, &from, id).await?;
+    if found.0.is_none() && matches!(from, From::Configured) {
         // A replica that does not have it may be behind, so the leader decides: an event that was just
-        // posted is never "not found", and only misses cost the leader anything.
-        found = find(&app, deadline, From::Leader, id).await?;
+        // posted is never "not found", and only misses cost the leader anything. After a token a miss is final.
+        found = find(&app, deadline, &From::Leader, id).await?;
     }
     match found {
         (Some(row), served) => {
             let event = Event::from_row(&row)?;
-            Ok((served.clone(), Json(EventAnswer { event, served })).into_response())
+            Ok((served.clone(), token, Json(EventAnswer { event, served })).into_response())
         }
         (None, served) => {
             let message = format!("there is no event {id}");
@@ -205,7 +233,7 @@ pub(crate) async fn by_id(
 async fn find(
     app: &App,
     deadline: Deadline,
-    from: From,
+    from: &From,
     id: i64,
 ) -> Result<(Option<Row>, Served), ApiError> {
     let client = checkout(app, deadline, from).await?;
@@ -222,19 +250,24 @@ enum Fresh {
 }
 
 /// Where a read goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum From {
     /// Where the section `[read]` of the configuration says.
     Configured,
+    /// To a server that has what a token asks for.
+    After(ReadPolicy),
     Leader,
 }
 
 impl From {
-    /// The leader for `?fresh=leader` or `x-read: leader`.
-    fn asked_for(fresh: Option<Fresh>, headers: &HeaderMap) -> Result<Self, ApiError> {
+    /// The leader for `?fresh=leader` or `x-read: leader`; it has what any token asks for.
+    fn asked_for(
+        fresh: Option<Fresh>,
+        headers: &HeaderMap,
+        token: Token,
+    ) -> Result<Self, ApiError> {
         match (fresh, headers.get("x-read").map(|value| value.as_bytes())) {
             (_, Some(b"leader")) | (Some(Fresh::Leader), None) => Ok(From::Leader),
-            (None, None) => Ok(From::Configured),
+            (None, None) => Ok(token.policy().map_or(From::Configured, From::After)),
             (_, Some(_)) => Err(ApiError::new(
                 StatusCode::BAD_REQUEST,
                 "invalid_header",
@@ -244,10 +277,11 @@ impl From {
     }
 }
 
-async fn checkout(app: &App, deadline: Deadline, from: From) -> Result<Client, ApiError> {
+async fn checkout(app: &App, deadline: Deadline, from: &From) -> Result<Client, ApiError> {
     let checkout = async {
         match from {
             From::Configured => app.pool.read().await,
+            From::After(policy) => app.pool.read_with(policy.clone()).await,
             From::Leader => app.pool.read_with(ReadPolicy::leader()).await,
         }
     };

@@ -5,6 +5,7 @@
 //! cargo run --example backend -- --port 9084 --config examples/backend/leaderpool.toml
 //! ```
 //!
+//! The answer to a write carries a token, and a read that sends it back sees that write: see `token.rs`.
 //! `README.md` beside this file has a curl line for each route, and says what a failover looks like.
 
 mod deadline;
@@ -17,6 +18,7 @@ mod routes;
 mod schema;
 mod shutdown;
 mod statement;
+mod token;
 
 use std::future::IntoFuture;
 use std::io::IsTerminal;
@@ -26,7 +28,7 @@ use std::time::Duration;
 use anyhow::Context;
 use axum::http::HeaderValue;
 use clap::{Parser, ValueEnum};
-use leaderpool::{Config, LeaderPool};
+use leaderpool::{Config, LeaderPool, ReadPolicy, ReadService, TransactionService, TxOptions};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -37,6 +39,9 @@ use crate::metrics::Metrics;
 use crate::schema::Schema;
 
 /// A sample service: stores events in PostgreSQL, wherever its leader is.
+///
+/// The answer to POST /events carries the header `x-causal-token`. A read that sends it back, to any instance, sees that
+/// event; several are sent with commas between. GET /ready says whether writes and reads would be served now.
 #[derive(Parser)]
 struct Options {
     /// The address to listen on.
@@ -54,6 +59,9 @@ struct Options {
     /// How long a request may take in all; a write may be held for most of it during a failover.
     #[arg(long, default_value = "40s", value_parser = duration)]
     request_timeout: Duration,
+    /// Writes that may be under way, or wait for a leader, at once; one more is refused with 503.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..))]
+    max_writes: u16,
     /// How long the requests in flight may take after SIGTERM or Ctrl-C, before those that still wait
     /// for a connection are refused; `pool.close_timeout` comes on top for the others.
     #[arg(long, default_value = "15s", value_parser = duration)]
@@ -98,6 +106,10 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[derive(Clone)]
 struct App {
     pool: LeaderPool,
+    /// Ready where there is a leader.
+    writes: TransactionService,
+    /// Ready where the section `[read]` finds a member to read from.
+    reads: ReadService,
     limits: Limits,
     schema: Schema,
     metrics: Metrics,
@@ -110,6 +122,7 @@ async fn main() -> anyhow::Result<()> {
     options.log_format.init();
     let config = Config::from_file_and_env(&options.config)?;
     let limits = Limits::new(options.request_timeout, config.pool.write_timeout);
+    let policy = ReadPolicy::from_config(&config.read);
     let metrics = Metrics::install()?;
 
     // From here on a signal is an orderly end.
@@ -126,10 +139,20 @@ async fn main() -> anyhow::Result<()> {
     // Lazy: this process starts, and says that it is not ready, while the cluster is away.
     let pool = LeaderPool::connect_lazy(config)?;
     let schema = Schema::set_up(pool.clone());
-    let app = App { pool: pool.clone(), limits, schema, metrics, instance: instance.clone() };
+    let writes = pool.transaction_service(TxOptions::new());
+    let reads = pool.read_service(policy);
+    let app = App {
+        pool: pool.clone(),
+        writes,
+        reads,
+        limits,
+        schema,
+        metrics,
+        instance: instance.clone(),
+    };
 
     let stop = CancellationToken::new();
-    let server = axum::serve(listener, routes::router(app))
+    let server = axum::serve(listener, routes::router(app, options.max_writes.into()))
         .with_graceful_shutdown(stop.clone().cancelled_owned())
         .into_future();
     tracing::info!(

@@ -1,18 +1,24 @@
-//! Around each request: its deadline, its number, its metrics, and a line in the log where it failed.
+//! Around each request: its deadline, its number, its metrics, when to ask again where it was turned away, and a
+//! line in the log where it failed.
+
+use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderValue, Method};
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use tokio::time::Instant;
 
 use crate::App;
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, whole_seconds};
 use crate::error::Failure;
 use crate::metrics;
 
 const REQUEST_ID: &str = "x-request-id";
 const MAX_REQUEST_ID: usize = 128;
+/// When to ask again after what passes soon.
+const MOMENT: Duration = Duration::from_secs(1);
 
 pub(crate) async fn observe(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
@@ -35,6 +41,11 @@ pub(crate) async fn observe(State(app): State<App>, mut request: Request, next: 
         } else {
             tracing::debug!(%status, code, %route, method, ?id, ?took, "{message}");
         }
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        // What the pool knows of the lease, or a moment where it is not the leader that is missing.
+        let wait = app.pool.retry_after().unwrap_or(MOMENT);
+        response.headers_mut().insert(RETRY_AFTER, whole_seconds(wait).into());
     }
     response.headers_mut().insert(REQUEST_ID, id);
     metrics::request(route, method, status.as_u16(), took);

@@ -1,9 +1,10 @@
-//! Running one statement within the deadline, and telling what its failure means.
+//! What the failure of a statement, or of a transaction, means to the caller.
 
 use axum::http::StatusCode;
-use leaderpool::Client;
+use leaderpool::retry::Cause;
 use leaderpool::tokio_postgres::Error;
 use leaderpool::tokio_postgres::error::{DbError, Severity, SqlState};
+use leaderpool::{Client, OperationError, Outcome};
 use tokio::time::timeout_at;
 
 use crate::deadline::Deadline;
@@ -23,42 +24,38 @@ pub(crate) async fn read<T>(
     Err(failure.served(Served::by(client)))
 }
 
-/// For a statement that commits by itself. Its failure has two meanings: it was not done, or nobody can
-/// tell; the second must never look like the first.
-pub(crate) async fn write<T>(
-    client: &Client,
-    deadline: Deadline,
-    statement: impl Future<Output = Result<T, Error>>,
-) -> Result<T, ApiError> {
-    let failure = match timeout_at(deadline.0, statement).await {
-        Ok(Ok(value)) => return Ok(value),
-        Ok(Err(error)) if is_proof_of_no_effect(&error) => no_effect(client, &error),
-        Ok(Err(error)) => {
-            let cause = client.end_cause().unwrap_or_else(|| describe(&error));
-            unknown(StatusCode::INTERNAL_SERVER_ERROR, client, &cause)
+/// Of a transaction that was run for as long as it was safe and promising to run it again. Its failure has two
+/// meanings: it was not done, or nobody can tell; the second must never look like the first.
+pub(crate) fn write_failed(error: &OperationError) -> ApiError {
+    if let Some(error) = error.checkout_error() {
+        return ApiError::from(error);
+    }
+    let timed_out = error.cause() == Some(Cause::TimedOut);
+    let failure = match (
+        error.outcome(),
+        error.driver_error().and_then(|error| error.as_db_error()),
+    ) {
+        (Outcome::Unknown, _) => {
+            let status = match timed_out {
+                true => StatusCode::GATEWAY_TIMEOUT,
+                false => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            let message = format!(
+                "the event may have been stored or not ({error}): look for it before sending it again"
+            );
+            ApiError::new(status, "outcome_unknown", message)
         }
-        Err(_) => unknown(StatusCode::GATEWAY_TIMEOUT, client, "no answer in time"),
+        _ if timed_out => ApiError::timeout(&error.to_string()),
+        (_, Some(db)) => told(db, error.to_string()),
+        (_, None) if matches!(error.cause(), Some(Cause::Client | Cause::Answer)) => {
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "database_error", error.to_string())
+        }
+        (_, None) => ApiError::unavailable("connection_lost", error.to_string()),
     };
-    Err(failure.served(Served::by(client)))
-}
-
-/// An ERROR from the server ends the statement and rolls it back. Anything else leaves a doubt: a lost
-/// connection, and also a FATAL, as a server that shuts down may have committed already.
-fn is_proof_of_no_effect(error: &Error) -> bool {
-    const DOUBTFUL: [SqlState; 2] =
-        [SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN, SqlState::TRANSACTION_RESOLUTION_UNKNOWN];
-    error.as_db_error().is_some_and(|db| {
-        db.parsed_severity() == Some(Severity::Error) && !DOUBTFUL.contains(db.code())
-    })
-}
-
-fn unknown(status: StatusCode, client: &Client, cause: &str) -> ApiError {
-    let message = format!(
-        "the event was sent to {}, then the answer was lost ({cause}): it may have been stored or not. \
-         Look for it before sending it again",
-        client.node()
-    );
-    ApiError::new(status, "outcome_unknown", message)
+    match Served::at(error) {
+        Some(served) => failure.served(served),
+        None => failure,
+    }
 }
 
 fn no_effect(client: &Client, error: &Error) -> ApiError {
@@ -67,7 +64,11 @@ fn no_effect(client: &Client, error: &Error) -> ApiError {
         let cause = client.end_cause().unwrap_or_else(|| describe(error));
         return ApiError::unavailable("connection_lost", format!("lost {node}: {cause}"));
     };
-    let message = format!("{node}: {}", db.message());
+    told(db, format!("{node}: {}", db.message()))
+}
+
+/// What the server said, where it had no effect.
+fn told(db: &DbError, message: String) -> ApiError {
     let failure = match db.code() {
         // Not the leader any more; the pool finds the next one.
         &SqlState::READ_ONLY_SQL_TRANSACTION => ApiError::unavailable("read_only", message),

@@ -56,10 +56,20 @@ impl HoldQueue {
     }
 
     pub(crate) fn arrive(&mut self) -> Arrival {
+        self.arrive_among(self.limit)
+    }
+
+    /// As [`arrive`](Self::arrive), for one who can do nothing but wait its turn: it is not refused where as
+    /// many wait as may, but stands behind them, one of at most as many again.
+    pub(crate) fn line_up(&mut self) -> Arrival {
+        self.arrive_among(self.limit.saturating_mul(2))
+    }
+
+    fn arrive_among(&mut self, limit: usize) -> Arrival {
         if self.is_open() {
             return Arrival::Passed;
         }
-        if self.queued.len() >= self.limit {
+        if self.queued.len() >= limit {
             return Arrival::Full;
         }
         self.arrivals += 1;
@@ -126,6 +136,11 @@ impl HoldQueue {
     /// Whether arrivals pass.
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.phase, Phase::Open)
+    }
+
+    /// Whether there is no leader.
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self.phase, Phase::Closed)
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -1,4 +1,5 @@
 mod gate;
+mod line;
 
 use std::collections::BTreeSet;
 
@@ -31,6 +32,21 @@ fn it_starts_closed_and_refuses_more_than_may_wait() {
     assert!(matches!(queue.arrive(), Arrival::Queued(_)));
     assert_eq!((queue.len(), queue.peak()), (2, 2));
     assert_eq!(queue.open(now).len(), 1);
+}
+
+#[test]
+fn who_lines_up_stands_behind_those_who_wait() {
+    let now = Instant::now();
+    let mut queue = HoldQueue::new(2, STEP);
+    let ids = queued(&mut queue, 2);
+    let Arrival::Queued(third) = queue.line_up() else { panic!("no room behind the queue") };
+    assert_eq!(queue.arrive(), Arrival::Full);
+    assert!(matches!(queue.line_up(), Arrival::Queued(_)));
+    assert_eq!(queue.line_up(), Arrival::Full, "as many again, and no more");
+    assert!(queue.leave(ids[1]));
+    assert_eq!(queue.open(now), ids[..1]);
+    assert_eq!(queue.done(ids[0], now)[0], third, "in the order of arrival");
+    assert_eq!(queue.line_up(), Arrival::Passed);
 }
 
 #[test]
@@ -93,6 +109,7 @@ fn closed_again_it_lets_nobody_go_and_then_starts_with_one() {
 #[derive(Debug, Clone)]
 enum Step {
     Arrive,
+    LineUp,
     /// One of those who wait.
     Leave(usize),
     /// One of those who were let go.
@@ -105,7 +122,8 @@ enum Step {
 
 fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        12 => Just(Step::Arrive),
+        9 => Just(Step::Arrive),
+        4 => Just(Step::LineUp),
         2 => any::<usize>().prop_map(Step::Leave),
         8 => any::<usize>().prop_map(Step::Done),
         2 => Just(Step::Open),
@@ -147,6 +165,20 @@ impl Watched {
         Ok(())
     }
 
+    fn arrival(&mut self, arrival: Arrival, most: usize) -> Result<(), TestCaseError> {
+        let passes = self.admitted && self.waiting.is_empty();
+        match arrival {
+            Arrival::Passed => prop_assert!(passes, "overtook the others"),
+            Arrival::Full => prop_assert!(!passes && self.waiting.len() >= most),
+            Arrival::Queued(id) => {
+                prop_assert!(!passes && self.waiting.len() < most);
+                self.waiting.push(id);
+                self.arrived += 1;
+            }
+        }
+        Ok(())
+    }
+
     fn check_ramp_over(&mut self) {
         if self.waiting.is_empty() {
             self.ramp = None;
@@ -155,17 +187,14 @@ impl Watched {
 
     fn step(&mut self, step: &Step, now: &mut Instant) -> Result<(), TestCaseError> {
         match step {
-            Step::Arrive => match self.queue.arrive() {
-                Arrival::Passed => {
-                    prop_assert!(self.admitted && self.waiting.is_empty(), "overtook the others");
-                }
-                Arrival::Full => prop_assert_eq!(self.waiting.len(), self.max),
-                Arrival::Queued(id) => {
-                    prop_assert!(!self.admitted || !self.waiting.is_empty(), "waits for nothing");
-                    self.waiting.push(id);
-                    self.arrived += 1;
-                }
-            },
+            Step::Arrive => {
+                let arrival = self.queue.arrive();
+                self.arrival(arrival, self.max)?;
+            }
+            Step::LineUp => {
+                let arrival = self.queue.line_up();
+                self.arrival(arrival, 2 * self.max)?;
+            }
             Step::Leave(which) if !self.waiting.is_empty() => {
                 let id = self.waiting.remove(which % self.waiting.len());
                 prop_assert!(self.queue.leave(id));
@@ -203,7 +232,7 @@ impl Watched {
             }
         }
         prop_assert_eq!(self.queue.len(), self.waiting.len());
-        prop_assert!(self.queue.len() <= self.max);
+        prop_assert!(self.queue.len() <= 2 * self.max);
         prop_assert_eq!(self.queue.is_open(), self.admitted && self.waiting.is_empty());
         prop_assert_eq!(self.queue.step_ends(), self.ramp.as_ref().map(|(.., at)| *at + STEP));
         prop_assert_eq!(self.arrived, self.waiting.len() + self.let_go.len() + self.gone);

@@ -15,6 +15,7 @@ use tokio_postgres::{Row, Statement};
 use crate::client::Client;
 use crate::failure::{OperationError, Place};
 use crate::retry::{Attempt, Cause, Phase};
+use crate::topology::Epoch;
 
 pub use options::{Committed, Isolation, TxOptions};
 pub(crate) use run::Run;
@@ -70,6 +71,12 @@ impl Tx {
     #[must_use]
     pub fn node(&self) -> &str {
         &self.inner.place.node
+    }
+
+    /// The epoch of the leader's reign that it runs in; of the view, for reads.
+    #[must_use]
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.inner.place.epoch
     }
 
     /// The driver's client, for what is not here. Its failures are not seen by the pool, so that the

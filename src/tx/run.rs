@@ -13,8 +13,9 @@ use super::settle::{Note, Settled, settle};
 use super::statement::failed;
 use super::{Seen, Tx, TxInner};
 use crate::failure::{OperationError, Place, TransactionError};
+use crate::hold::Permit;
 use crate::patroni::{Lsn, SystemId};
-use crate::pool::{Deadline, LeaderPool};
+use crate::pool::{Deadline, LeaderPool, PoolGate};
 use crate::retry::{
     Attempt, Backoff, Cause, Decision, GiveUp, Limits, Outcome, Pause, Phase, Progress, Work,
     decide,
@@ -59,18 +60,34 @@ pub(crate) struct Run<'a> {
     operation: Operation,
     /// What spans may show of the work.
     sql: Option<&'a str>,
+    /// The first attempt's, where it has queued at the gate already.
+    let_go: Option<Permit<PoolGate>>,
 }
 
 impl<'a> Run<'a> {
     pub(crate) fn new(pool: &'a LeaderPool, options: &'a TxOptions) -> Self {
-        let deadline = match (&options.read, options.within) {
+        Self::until(pool, options, Self::deadline(pool, options))
+    }
+
+    /// The deadline of a call that begins now.
+    pub(crate) fn deadline(pool: &LeaderPool, options: &TxOptions) -> Deadline {
+        match (&options.read, options.within) {
             (_, Some(limit)) => Deadline::within(limit),
             (Some(_), None) => Deadline::within(pool.shared.config.pool.read_timeout),
             (None, None) => Deadline::within(pool.write_timeout()),
-        };
+        }
+    }
+
+    pub(crate) fn until(pool: &'a LeaderPool, options: &'a TxOptions, deadline: Deadline) -> Self {
         let (operation, sql) = (Operation::Transaction, None);
-        let (attempts, backoff) = (0, Backoff::new());
-        Self { pool, options, deadline, attempts, backoff, first: None, operation, sql }
+        let backoff = Backoff::new();
+        let (attempts, first, let_go) = (0, None, None);
+        Self { pool, options, deadline, attempts, backoff, first, operation, sql, let_go }
+    }
+
+    pub(crate) fn let_go(mut self, permit: Option<Permit<PoolGate>>) -> Self {
+        self.let_go = permit;
+        self
     }
 
     /// Its work is one statement.
@@ -245,7 +262,7 @@ impl<'a> Run<'a> {
     }
 
     async fn attempt<T, E, F, Fut>(
-        &self,
+        &mut self,
         call: &Call<'_>,
         work: &mut F,
     ) -> (Option<Epoch>, Ended<T, E>)
@@ -255,7 +272,10 @@ impl<'a> Run<'a> {
     {
         let shared = &self.pool.shared;
         let client = match &self.options.read {
-            None => self.pool.write_until(&self.deadline).await,
+            None => match self.let_go.take() {
+                None => self.pool.write_until(&self.deadline).await,
+                permit => self.pool.write_let_go(&self.deadline, permit).await,
+            },
             Some(policy) => self.pool.read_until(policy, &self.deadline).await,
         };
         let client = match client {

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 pub(crate) const EVERY: Duration = Duration::from_millis(20);
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const TOKEN: &str = "x-causal-token";
 pub(crate) const JSON: (&str, &str) = ("content-type", "application/json");
 
 /// A client of one instance.
@@ -94,8 +95,20 @@ impl Answer {
         ensure!(body["error"]["message"].as_str().is_some_and(|text| !text.is_empty()), "{self:?}");
         ensure!(self.header("content-type") == "application/json", "{self:?}");
         ensure!(self.has("x-instance") && self.has("x-request-id"), "{self:?}");
-        ensure!((self.header("retry-after") == "1") == (status == 503), "{self:?}");
+        ensure!(self.has("retry-after") == (status == 503), "{self:?}");
+        if status == 503 {
+            ensure!((1..=60).contains(&self.retry_after()?), "{self:?}");
+        }
         Ok(())
+    }
+
+    pub(crate) fn retry_after(&self) -> Result<u64> {
+        self.header("retry-after").parse().with_context(|| format!("{self:?}"))
+    }
+
+    pub(crate) fn token(&self) -> Result<String> {
+        ensure!(self.has(TOKEN), "no token: {self:?}");
+        Ok(self.header(TOKEN))
     }
 }
 

@@ -15,6 +15,7 @@ mod capture;
 mod faults;
 mod members;
 mod outcomes;
+mod service;
 mod store;
 mod telemetry;
 mod usage;
@@ -74,6 +75,7 @@ fn main() {
         outcomes::transactions_end_as_they_say,
         outcomes::ten_switchovers_cost_no_error,
         outcomes::ten_kills_leave_nothing_in_doubt,
+        service::services_follow_the_leader,
         faults::switchover,
         faults::postmaster_killed,
         faults::node_killed,

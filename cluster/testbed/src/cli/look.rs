@@ -241,7 +241,7 @@ async fn ask_manager(rest: u16) -> Result<String> {
 }
 
 async fn backend(backend: &BackendState) -> Backend {
-    let (ready, says) = match Http::plain(backend.port).get("/ready", PATIENCE).await {
+    let (ready, says) = match Http::plain(backend.port).get("/ready?for=writes", PATIENCE).await {
         Ok(answer) => {
             let body = answer.json().unwrap_or_default();
             let text = |value: &Value| value.as_str().map(str::to_owned);

@@ -61,7 +61,8 @@ impl Backend {
 
     async fn ready(&self) -> Result<()> {
         ensure!(self.is_running(), "{} has ended", self.name);
-        let answer = Http::plain(self.port).get("/ready", Duration::from_secs(2)).await?;
+        let answer =
+            Http::plain(self.port).get("/ready?for=writes", Duration::from_secs(2)).await?;
         ensure!(answer.status == 200, "{} is not ready: {}", self.name, answer.body);
         Ok(())
     }

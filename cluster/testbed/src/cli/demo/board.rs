@@ -72,8 +72,10 @@ impl Board {
         let mut ticks = every(LOOK);
         loop {
             ticks.tick().await;
-            let (report, ready) =
-                tokio::join!(http.get("/cluster", PATIENCE), http.get("/ready", PATIENCE));
+            let (report, ready) = tokio::join!(
+                http.get("/cluster", PATIENCE),
+                http.get("/ready?for=writes", PATIENCE)
+            );
             let ready = ready.is_ok_and(|answer| answer.status == 200);
             let mut known = self.known.lock().expect("not poisoned");
             match report.and_then(|answer| answer.json()) {
