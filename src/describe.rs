@@ -9,11 +9,16 @@ pub(crate) fn describe_leader(view: &ClusterView) -> String {
         LeaderState::Admitted { member, .. } => format!("{member} leads"),
         LeaderState::Unknown { .. } => "no member holds the leader key".to_owned(),
         LeaderState::Claimed { member, .. } => {
+            let asked = view.hold.as_ref().filter(|hold| hold.leader == *member);
             let why = match view.members.get(member).map(|member| &member.health) {
                 None => "no such member is known".to_owned(),
                 Some(MemberHealth::Unknown) => "it was not asked yet".to_owned(),
                 Some(MemberHealth::Up(report)) if report.in_recovery => {
                     "it is still in recovery".to_owned()
+                }
+                Some(MemberHealth::Up(_)) if asked.is_some() => {
+                    let to = asked.and_then(|hold| hold.to.as_deref()).unwrap_or("another member");
+                    format!("it is asked to give it to {to}: writes are held for some seconds")
                 }
                 Some(MemberHealth::Up(_)) => "it has not proved itself since".to_owned(),
                 Some(MemberHealth::Down { error, .. }) => error.clone(),

@@ -1,13 +1,14 @@
 //! The task that feeds the state machine and carries its actions out.
 
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, RestConfig};
@@ -18,6 +19,7 @@ use crate::patroni::{KeyPrefix, MemberRole, Timeline};
 use crate::pool::{Shared, WriteTarget};
 use crate::topology::{
     Action, ClusterView, Epoch, Event, SourceKind, Topology, TopologyConfig, TopologyEvent,
+    WithdrawReason,
 };
 
 /// Events that may wait to be taken in: a burst of every connection of a dead member fits.
@@ -134,6 +136,7 @@ impl Supervisor {
                     Some(event) => self.take(event),
                     None => break,
                 },
+                () = until(self.topology.wake_at()) => self.take(Event::Tick),
                 _ = sweep.tick() => self.shared.nodes.load().values().for_each(|node| node.sweep()),
             }
         }
@@ -145,7 +148,7 @@ impl Supervisor {
     }
 
     fn take(&mut self, event: Event) {
-        let actions = self.topology.apply(event, Instant::now());
+        let actions = self.topology.apply(event, Instant::now(), SystemTime::now());
         let view = Arc::new(self.topology.view().clone());
         let version = view.version;
         self.publish_rest_endpoints(&view);
@@ -280,6 +283,14 @@ impl Supervisor {
     }
 }
 
+/// Returns at this moment; never where there is none.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => pending().await,
+    }
+}
+
 /// `http://host:8008` of `http://host:8008/patroni`.
 fn base_url(api_url: &str) -> Option<String> {
     let (scheme, rest) = api_url.split_once("://")?;
@@ -289,6 +300,12 @@ fn base_url(api_url: &str) -> Option<String> {
 
 fn tell(event: &TopologyEvent, view: &ClusterView) {
     match event {
+        TopologyEvent::LeaderLost {
+            member,
+            reason: reason @ WithdrawReason::Switchover { .. },
+        } => {
+            tracing::info!(member, %reason, "the leader is asked to go, writes are held");
+        }
         TopologyEvent::LeaderLost { member, reason } => {
             tracing::warn!(member, %reason, "leader lost, writes are held");
         }

@@ -50,6 +50,9 @@ impl Topology {
                 found: claim.revision,
             }));
         }
+        if let Some(hold) = self.view.hold.as_ref().filter(|hold| hold.leader == claim.member) {
+            return Verdict::Refuse(WithdrawReason::Switchover { to: hold.to.clone() });
+        }
         Verdict::Admit(report.timeline)
     }
 

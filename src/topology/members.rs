@@ -92,9 +92,11 @@ impl Topology {
             self.refuse(name, refusal, now, actions);
             return;
         }
-        if self.view.leader.admitted() == Some(name)
-            && let Some(written) = report.written
-        {
+        let timeline = self.view.epoch.map(|epoch| epoch.timeline);
+        // Held writes do not end the reign.
+        let leads = self.view.leader.admitted() == Some(name)
+            || (self.is_held(name) && timeline == Some(report.timeline));
+        if leads && let Some(written) = report.written {
             self.trail.mark(report.sent_at, written);
         }
         let Some(member) = self.view.members.get_mut(name) else { return };
@@ -138,6 +140,12 @@ impl Topology {
         }
     }
 
+    /// Whether writes to it are held although its reign goes on.
+    fn is_held(&self, name: &str) -> bool {
+        self.last_leader.as_deref() == Some(name)
+            && self.view.hold.as_ref().is_some_and(|hold| hold.leader == name)
+    }
+
     pub(super) fn suspect(
         &mut self,
         name: &str,
@@ -145,8 +153,9 @@ impl Topology {
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
+        let leads = self.view.leader.admitted() == Some(name) || self.is_held(name);
         let Some(asked) = self.asked.get_mut(name) else { return };
-        if cause == Suspicion::ShuttingDown && self.view.leader.admitted() == Some(name) {
+        if cause == Suspicion::ShuttingDown && leads {
             // It may be one session that was ended, not the server: the next probe tells, in one
             // round trip. Until then a write would meet a server that is going away.
             asked.doubted_at = Some(now);
