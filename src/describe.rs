@@ -1,12 +1,15 @@
 //! The state of things in sentences, for errors and the report.
 
 use crate::config::Config;
-use crate::topology::{ClusterView, LeaderState, MemberHealth};
+use crate::topology::{ClusterView, LeaderState, MemberHealth, SourceKind};
 
 /// What is known of the leader, in a sentence.
 pub(crate) fn describe_leader(view: &ClusterView) -> String {
     let mut text = match &view.leader {
         LeaderState::Admitted { member, .. } => format!("{member} leads"),
+        LeaderState::Unknown { .. } if view.source == SourceKind::Fixed => {
+            "no host is known to be the only primary on the newest timeline".to_owned()
+        }
         LeaderState::Unknown { .. } => "no member holds the leader key".to_owned(),
         LeaderState::Claimed { member, .. } => {
             let asked = view.hold.as_ref().filter(|hold| hold.leader == *member);

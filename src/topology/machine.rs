@@ -11,7 +11,7 @@ use super::refusal::Refusal;
 use super::switchover::Planned;
 use super::trail::LeaderTrail;
 use super::view::{ClusterView, LeaderState};
-use crate::patroni::{ClusterSnapshot, DynamicConfig, MemberRole};
+use crate::patroni::{ClusterSnapshot, DynamicConfig, MemberRole, SystemId, Timeline};
 
 /// Changes of leader kept for the report.
 pub(super) const FAILOVERS_KEPT: usize = 16;
@@ -70,6 +70,8 @@ pub(super) struct Asked {
     pub(super) answered_in: u64,
     /// Failures since then.
     pub(super) failures: u32,
+    /// The cluster and timeline of the last answer, whatever became of the member since.
+    pub(super) word: Option<(SystemId, Timeline)>,
     /// It was seen shutting down: only an answer to a question sent since then clears it.
     pub(super) doubted_at: Option<Instant>,
 }

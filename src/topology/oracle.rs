@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::*;
-use crate::patroni::{ClusterSnapshot, FailoverRequest, ServerAddress, SystemId, Timeline};
+use crate::patroni::{ClusterSnapshot, FailoverRequest, ServerAddress, SystemId};
 
 /// A leader named by a source.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +28,8 @@ struct Heard {
     timeouts: u32,
     is_down: bool,
     suspected_at: Option<Instant>,
+    /// Since its last report, somebody of its cluster followed a newer timeline.
+    outdone: bool,
 }
 
 /// A time in which the main source's last word asked the holder of the key to give it away.
@@ -113,6 +115,7 @@ impl Oracle {
         self.event += 1;
         must!(view.version == self.event, "the version did not grow by one");
         self.hear(event, now);
+        self.compare_timelines();
         self.hear_request(event, now, wall, view);
         self.check_hold(now, wall, machine)?;
         for action in actions {
@@ -276,6 +279,18 @@ impl Oracle {
         }
     }
 
+    /// Whoever once followed a newer timeline counts, up or down, until it says otherwise.
+    fn compare_timelines(&mut self) {
+        let words = self.nodes.values().filter_map(|node| node.report.as_ref());
+        let words: Vec<_> = words.map(|(word, _)| (word.system_id, word.timeline)).collect();
+        for node in self.nodes.values_mut() {
+            let Some((report, _)) = &node.report else { continue };
+            node.outdone |= words
+                .iter()
+                .any(|(id, timeline)| *id == report.system_id && *timeline > report.timeline);
+        }
+    }
+
     fn is_ours(&self, snapshot: &ClusterSnapshot) -> bool {
         self.system_id.zip(snapshot.system_id).is_none_or(|(known, found)| known == found)
     }
@@ -295,6 +310,7 @@ impl Oracle {
                     timeouts: 0,
                     is_down: false,
                     suspected_at: None,
+                    outdone: false,
                 };
                 let before = self.nodes.insert(spec.name.clone(), node);
                 must!(before.is_none(), "it was there already");
@@ -424,18 +440,19 @@ impl Oracle {
     }
 
     fn judge_fixed(&self, admitted: Option<&str>) -> Result<(), String> {
-        let primaries: Vec<(&String, Timeline)> = self
+        let primaries: Vec<(&String, &ProbeReport)> = self
             .nodes
             .iter()
-            .filter_map(|(name, node)| Some((name, self.as_primary(node)?.timeline)))
+            .filter_map(|(name, node)| Some((name, self.as_primary(node)?)))
             .collect();
-        let newest = primaries.iter().map(|(_, timeline)| *timeline).max();
         if let Some(name) = admitted {
             must!(
-                primaries.iter().any(|(other, at)| *other == name && Some(*at) == newest),
+                primaries.iter().any(|(other, _)| *other == name) && !self.nodes[name].outdone,
                 "{name} is admitted, but primaries are {primaries:?}"
             );
-        } else if let [(name, _)] = primaries[..] {
+        } else if let [(name, _)] = primaries[..]
+            && !self.nodes[name].outdone
+        {
             let all_asked = self
                 .nodes
                 .values()
@@ -487,6 +504,7 @@ impl Heard {
                 }
                 self.suspected_at.take_if(|at| *at <= report.sent_at);
                 self.report = Some((report.clone(), event));
+                self.outdone = false;
                 self.timeouts = 0;
                 self.is_down = false;
             }

@@ -229,7 +229,7 @@ impl Topology {
         );
         self.asked.insert(
             name.to_owned(),
-            Asked { newest: now, answered_in: 0, failures: 0, doubted_at: None },
+            Asked { newest: now, answered_in: 0, failures: 0, word: None, doubted_at: None },
         );
         actions.push(Action::AddMember(MemberSpec {
             name: name.to_owned(),
