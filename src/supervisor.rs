@@ -1,12 +1,12 @@
 //! The task that feeds the state machine and carries its actions out.
 
 use std::collections::BTreeMap;
-use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use futures_util::future::OptionFuture;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -136,7 +136,9 @@ impl Supervisor {
                     Some(event) => self.take(event),
                     None => break,
                 },
-                () = until(self.topology.wake_at()) => self.take(Event::Tick),
+                Some(()) = OptionFuture::from(self.topology.wake_at().map(sleep_until)) => {
+                    self.take(Event::Tick);
+                }
                 _ = sweep.tick() => self.shared.nodes.load().values().for_each(|node| node.sweep()),
             }
         }
@@ -280,14 +282,6 @@ impl Supervisor {
             }
             Err(error) => tracing::warn!(%error, "cannot ask the members' REST API"),
         }
-    }
-}
-
-/// Returns at this moment; never where there is none.
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => pending().await,
     }
 }
 
