@@ -1,19 +1,27 @@
 //! The state of things in sentences, for errors and the report.
 
 use crate::config::Config;
-use crate::topology::{ClusterView, LeaderState, MemberHealth};
+use crate::topology::{ClusterView, LeaderState, MemberHealth, SourceKind};
 
 /// What is known of the leader, in a sentence.
 pub(crate) fn describe_leader(view: &ClusterView) -> String {
     let mut text = match &view.leader {
         LeaderState::Admitted { member, .. } => format!("{member} leads"),
+        LeaderState::Unknown { .. } if view.source == SourceKind::Fixed => {
+            "no host is known to be the only primary on the newest timeline".to_owned()
+        }
         LeaderState::Unknown { .. } => "no member holds the leader key".to_owned(),
         LeaderState::Claimed { member, .. } => {
+            let asked = view.hold.as_ref().filter(|hold| hold.leader == *member);
             let why = match view.members.get(member).map(|member| &member.health) {
                 None => "no such member is known".to_owned(),
                 Some(MemberHealth::Unknown) => "it was not asked yet".to_owned(),
                 Some(MemberHealth::Up(report)) if report.in_recovery => {
                     "it is still in recovery".to_owned()
+                }
+                Some(MemberHealth::Up(_)) if asked.is_some() => {
+                    let to = asked.and_then(|hold| hold.to.as_deref()).unwrap_or("another member");
+                    format!("it is asked to give it to {to}: writes are held for some seconds")
                 }
                 Some(MemberHealth::Up(_)) => "it has not proved itself since".to_owned(),
                 Some(MemberHealth::Down { error, .. }) => error.clone(),

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use futures_util::future::OptionFuture;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, RestConfig};
@@ -146,6 +148,9 @@ impl Supervisor {
                     self.telemetry.look_for_first_write(&self.shared, Instant::now());
                 }
                 _ = tick.tick() => self.telemetry.tick(&self.shared, Instant::now()),
+                Some(()) = OptionFuture::from(self.topology.wake_at().map(sleep_until)) => {
+                    self.take(Event::Tick);
+                }
             }
         }
         self.shared.target.store(None);
@@ -158,7 +163,7 @@ impl Supervisor {
 
     fn take(&mut self, event: Event) {
         let now = Instant::now();
-        let actions = self.topology.apply(event, now);
+        let actions = self.topology.apply(event, now, SystemTime::now());
         let view = Arc::new(self.topology.view().clone());
         let version = view.version;
         self.publish_rest_endpoints(&view);

@@ -2,7 +2,7 @@
 
 use crate::pool::{EVENTS, Shared};
 use crate::telemetry::Queue;
-use crate::topology::{BreakerState, ClusterView, TopologyEvent};
+use crate::topology::{BreakerState, ClusterView, TopologyEvent, WithdrawReason};
 
 impl Shared {
     /// Traces the event and passes it on.
@@ -25,6 +25,12 @@ impl Shared {
 /// Tells the operator.
 pub(crate) fn trace(event: &TopologyEvent, view: &ClusterView) {
     match event {
+        TopologyEvent::LeaderLost {
+            member,
+            reason: reason @ WithdrawReason::Switchover { .. },
+        } => {
+            tracing::info!(member, %reason, "the leader is asked to go, writes are held");
+        }
         TopologyEvent::LeaderLost { member, reason } => {
             tracing::warn!(member, %reason, "leader lost, writes are held");
         }

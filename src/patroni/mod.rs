@@ -6,6 +6,7 @@
 //! The format was taken from running clusters of Patroni 3.0.2 and 4.1.5 on etcd v3.
 
 mod address;
+mod failover;
 mod keys;
 mod lsn;
 mod rest;
@@ -13,11 +14,12 @@ mod snapshot;
 mod values;
 
 pub use address::ServerAddress;
+pub use failover::{FailoverRequest, Schedule};
 pub use keys::{Key, KeyPrefix};
 pub use lsn::{Lsn, LsnParseError, SystemId, Timeline};
 pub use rest::{RestCluster, RestMember};
 pub use snapshot::{ClusterSnapshot, LeaderKey, RawKey, RejectedKey};
 pub use values::{
-    DynamicConfig, FailoverRequest, HistoryLine, Member, MemberRole, MemberState, Status,
-    SyncState, Tags, ValueError, parse_history, parse_history_file,
+    DynamicConfig, HistoryLine, Member, MemberRole, MemberState, Status, SyncState, Tags,
+    ValueError, parse_history, parse_history_file,
 };

@@ -7,9 +7,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::address::ServerAddress;
+use super::failover::FailoverRequest;
 use super::lsn::{Lsn, SystemId, Timeline};
 use super::snapshot::{ClusterSnapshot, LeaderKey, RejectedKey};
-use super::values::{FailoverRequest, Member, MemberState, Tags, ValueError};
+use super::values::{Member, MemberState, Tags, ValueError};
 
 /// The body of `GET /cluster`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::failover::FailoverRequest;
 use super::keys::{Key, KeyPrefix};
 use super::lsn::SystemId;
 use super::values::{
-    DynamicConfig, FailoverRequest, HistoryLine, Member, Status, SyncState, ValueError,
-    parse_history, text_of,
+    DynamicConfig, HistoryLine, Member, Status, SyncState, ValueError, parse_history, text_of,
 };
 
 /// One key as etcd holds it.

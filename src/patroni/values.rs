@@ -89,6 +89,12 @@ impl MemberState {
     pub fn is_running(&self) -> bool {
         matches!(self.0.as_str(), "running" | "streaming" | "in archive recovery")
     }
+
+    /// Whether its agent has begun to stop the server.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.0 == "stopping"
+    }
 }
 
 impl fmt::Display for MemberState {
@@ -332,51 +338,6 @@ impl Status {
     }
 }
 
-/// The value of `failover`: a switchover or failover that was asked for. `{}` means none.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct FailoverRequest {
-    /// The leader to step down; set for a switchover.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub leader: Option<String>,
-    /// Who should take over.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub member: Option<String>,
-    /// When, in ISO 8601; now where it is absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scheduled_at: Option<String>,
-}
-
-impl FailoverRequest {
-    /// Reads the value of `failover`. The old form `leader:member` is accepted.
-    ///
-    /// # Errors
-    /// Where the bytes are neither.
-    pub fn parse(value: &[u8]) -> Result<Self, ValueError> {
-        let text = text_of(value)?.trim();
-        if text.is_empty() {
-            return Ok(Self::default());
-        }
-        match serde_json::from_str(text) {
-            Ok(request) => Ok(request),
-            Err(error) if text.starts_with('{') => Err(error.into()),
-            Err(error) => match text.split_once(':') {
-                Some((leader, member)) => Ok(Self {
-                    leader: (!leader.is_empty()).then(|| leader.to_owned()),
-                    member: (!member.is_empty()).then(|| member.to_owned()),
-                    scheduled_at: None,
-                }),
-                None => Err(error.into()),
-            },
-        }
-    }
-
-    /// Whether anything is asked for.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.leader.is_none() && self.member.is_none()
-    }
-}
-
 /// The value of `sync`: who may take over without losing an acknowledged commit.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SyncState {
@@ -533,15 +494,5 @@ mod tests {
         assert_eq!((lines[1].timeline, lines[1].switch_lsn), (Timeline(2), Lsn(0x500_00A0)));
         assert_eq!(parse_history_file("1\tx\ty\n"), None);
         assert_eq!(parse_history_file("# nothing\n"), Some(vec![]));
-    }
-
-    #[test]
-    fn failover_requests() {
-        assert!(FailoverRequest::parse(b"{}").expect("reads").is_empty());
-        let request = FailoverRequest::parse(br#"{"leader":"a","member":"b"}"#).expect("reads");
-        assert_eq!((request.leader.as_deref(), request.member.as_deref()), (Some("a"), Some("b")));
-        let old = FailoverRequest::parse(b"a:b").expect("reads");
-        assert_eq!(old, request);
-        assert!(FailoverRequest::parse(b"{").is_err());
     }
 }

@@ -50,6 +50,9 @@ impl Topology {
                 found: claim.revision,
             }));
         }
+        if let Some(hold) = self.view.hold.as_ref().filter(|hold| hold.leader == claim.member) {
+            return Verdict::Refuse(WithdrawReason::Switchover { to: hold.to.clone() });
+        }
         Verdict::Admit(report.timeline)
     }
 
@@ -120,8 +123,8 @@ impl Topology {
     }
 
     /// Without a key, the servers alone say who leads: once each of them was asked, the only one out of
-    /// recovery on the newest timeline. Two of them on one timeline are one too many, and neither
-    /// is believed.
+    /// recovery on the newest timeline that any of them follows. Two of them on one timeline are one too
+    /// many, and neither is believed.
     fn claim_from_probes(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let admitted = self.view.leader.admitted().is_some();
         let all_asked =
@@ -134,15 +137,19 @@ impl Topology {
         let cluster = primaries.clone().next().map(|(report, _)| report.system_id);
         let comparable = (all_asked || admitted)
             && primaries.clone().all(|(report, _)| Some(report.system_id) == cluster);
-        let newest = primaries.clone().map(|(report, _)| report.timeline).max();
+        let newest = cluster.and_then(|cluster| self.newest_timeline(cluster));
         let mut named = primaries.filter(|(report, _)| Some(report.timeline) == newest);
         let only = match (named.next(), named.next()) {
             (Some((report, name)), None) if comparable => Some((report.sent_at, name.clone())),
             _ => None,
         };
-        match (only, admitted) {
-            (Some((_, name)), _) if self.claim.as_ref().is_some_and(|c| c.member == name) => {}
-            (Some((sent_at, name)), _) => {
+        if only.is_none() {
+            // A newer primary that cannot be reached still makes an older one a former one.
+            self.reconsider(now, actions);
+        }
+        match only {
+            Some((_, name)) if self.claim.as_ref().is_some_and(|c| c.member == name) => {}
+            Some((sent_at, name)) => {
                 self.claim_by(name, 0, now, actions);
                 // The probe is the claim here: there is no key that it would have to follow.
                 if let Some(claim) = &mut self.claim {
@@ -150,9 +157,9 @@ impl Topology {
                     claim.proof_event = 0;
                 }
             }
-            (None, false) => self.claim = None,
+            None if self.view.leader.admitted().is_none() => self.claim = None,
             // The admitted one stays claimed until a probe of it fails.
-            (None, true) => {}
+            None => {}
         }
     }
 

@@ -150,6 +150,8 @@ pub enum Event {
         /// What it noticed.
         cause: Suspicion,
     },
+    /// The moment has come that [`Topology::wake_at`](super::Topology::wake_at) named.
+    Tick,
 }
 
 /// Why a member may no longer be written to.
@@ -173,6 +175,12 @@ pub enum WithdrawReason {
     },
     /// A connection saw the server shutting down; a new probe decides.
     ShuttingDown,
+    /// The member is asked to give the leader key to another: writes are held for some seconds. It may still
+    /// lead afterwards.
+    Switchover {
+        /// Who shall lead; `None` where any member may.
+        to: Option<String>,
+    },
     /// The member may not be used at all.
     Refused(Refusal),
     /// The member left the cluster, or moved to another address.
@@ -191,7 +199,8 @@ impl WithdrawReason {
             | WithdrawReason::Removed => true,
             WithdrawReason::KeyGone
             | WithdrawReason::Unreachable { .. }
-            | WithdrawReason::ShuttingDown => false,
+            | WithdrawReason::ShuttingDown
+            | WithdrawReason::Switchover { .. } => false,
         }
     }
 }
@@ -206,6 +215,10 @@ impl fmt::Display for WithdrawReason {
             WithdrawReason::ShuttingDown => {
                 f.write_str("it ended a session as if it were going away")
             }
+            WithdrawReason::Switchover { to: Some(to) } => {
+                write!(f, "a switchover to {to} is under way")
+            }
+            WithdrawReason::Switchover { to: None } => f.write_str("a switchover is under way"),
             WithdrawReason::Refused(refusal) => refusal.fmt(f),
             WithdrawReason::Removed => f.write_str("it left the cluster or moved"),
         }
@@ -282,7 +295,7 @@ impl fmt::Display for BreakerState {
 #[serde(rename_all = "snake_case", tag = "event")]
 #[non_exhaustive]
 pub enum TopologyEvent {
-    /// Writes are held: the leader lost one of its keys.
+    /// Writes are held: the leader lost one of its keys, or is asked to give its key away.
     LeaderLost {
         /// The member that led.
         member: String,

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use super::event::{Action, Cadence, Event, SourceKind, WithdrawReason};
 use super::refusal::Refusal;
+use super::switchover::Planned;
 use super::trail::LeaderTrail;
 use super::view::{ClusterView, LeaderState};
-use crate::patroni::{ClusterSnapshot, DynamicConfig, MemberRole};
+use crate::patroni::{ClusterSnapshot, DynamicConfig, MemberRole, SystemId, Timeline};
 
 /// Changes of leader kept for the report.
 pub(super) const FAILOVERS_KEPT: usize = 16;
@@ -27,6 +28,12 @@ pub struct TopologyConfig {
     pub timeouts_before_down: u32,
     /// How long an unproved claim is probed urgently before the rate drops.
     pub urgent_for: Duration,
+    /// How long one request to change the leader holds writes, where nothing comes of it.
+    pub switchover_hold: Duration,
+    /// The same, as long as the leader's agent says that it is stopping the server.
+    pub switchover_limit: Duration,
+    /// After a request that came to nothing, for how long no other one holds writes.
+    pub switchover_pause: Duration,
 }
 
 impl Default for TopologyConfig {
@@ -35,6 +42,9 @@ impl Default for TopologyConfig {
             main_source: SourceKind::Etcd,
             timeouts_before_down: 2,
             urgent_for: Duration::from_secs(120),
+            switchover_hold: Duration::from_secs(3),
+            switchover_limit: Duration::from_secs(15),
+            switchover_pause: Duration::from_secs(30),
         }
     }
 }
@@ -60,6 +70,8 @@ pub(super) struct Asked {
     pub(super) answered_in: u64,
     /// Failures since then.
     pub(super) failures: u32,
+    /// The cluster and timeline of the last answer, whatever became of the member since.
+    pub(super) word: Option<(SystemId, Timeline)>,
     /// It was seen shutting down: only an answer to a question sent since then clears it.
     pub(super) doubted_at: Option<Instant>,
 }
@@ -88,6 +100,8 @@ pub struct Topology {
     /// The last snapshot of the main source.
     pub(super) last_word: Option<Arc<ClusterSnapshot>>,
     pub(super) told_refusal: Option<Refusal>,
+    pub(super) planned: Planned,
+    pub(super) wake_at: Option<Instant>,
 }
 
 impl Topology {
@@ -110,6 +124,7 @@ impl Topology {
                 lease: defaults.lease(),
                 synchronous: false,
                 switchover: None,
+                hold: None,
                 history: Vec::new(),
                 rejected: Vec::new(),
                 refused: None,
@@ -123,6 +138,8 @@ impl Topology {
             unfenced: None,
             last_word: None,
             told_refusal: None,
+            planned: Planned::default(),
+            wake_at: None,
         }
     }
 
@@ -132,9 +149,15 @@ impl Topology {
         &self.view
     }
 
+    /// When to tell [`Event::Tick`], if nothing else is told before: always later than the last event.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.wake_at
+    }
+
     /// Takes one event in. The actions are to be carried out in their order, after the view was
-    /// published.
-    pub fn apply(&mut self, event: Event, now: Instant) -> Vec<Action> {
+    /// published. `wall` is what the clock on the wall shows: switchovers are scheduled by it.
+    pub fn apply(&mut self, event: Event, now: Instant, wall: SystemTime) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
             Event::Snapshot { source, snapshot } => {
@@ -151,7 +174,9 @@ impl Topology {
                 self.probed(&member, &address, result, now, &mut actions);
             }
             Event::Suspect { member, cause } => self.suspect(&member, cause, now, &mut actions),
+            Event::Tick => {}
         }
+        self.follow_request(now, wall);
         self.judge(now, &mut actions);
         self.set_cadences(now, &mut actions);
         self.view.version += 1;

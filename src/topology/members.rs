@@ -2,11 +2,13 @@
 
 use tokio::time::Instant;
 
-use super::event::{Action, ProbeFailure, ProbeReport, Suspicion, TopologyEvent, WithdrawReason};
+use super::event::{
+    Action, ProbeFailure, ProbeReport, SourceKind, Suspicion, TopologyEvent, WithdrawReason,
+};
 use super::machine::Topology;
 use super::refusal::Refusal;
 use super::view::MemberHealth;
-use crate::patroni::ServerAddress;
+use crate::patroni::{ServerAddress, SystemId, Timeline};
 
 impl Topology {
     pub(super) fn probed(
@@ -31,6 +33,7 @@ impl Topology {
                 asked.newest = report.sent_at;
                 asked.answered_in = event;
                 asked.failures = 0;
+                asked.word = Some((report.system_id, report.timeline));
                 if asked.doubted_at.is_some_and(|at| at <= report.sent_at) {
                     asked.doubted_at = None;
                 }
@@ -63,9 +66,21 @@ impl Topology {
         {
             return Some(Refusal::ForeignServer { expected, found: report.system_id });
         }
-        let newest = self.view.epoch?.timeline;
+        let newest = self.newest_timeline(report.system_id)?;
         (!report.in_recovery && report.timeline < newest)
             .then_some(Refusal::OldTimeline { newest, found: report.timeline })
+    }
+
+    /// The newest timeline that counts against a primary of this cluster. With keys that is the last admitted
+    /// leader's. Without, all have a say, and so a replica that follows a newer primary than can be reached
+    /// speaks for it; the last word counts, as who falls silent has not taken it back.
+    pub(super) fn newest_timeline(&self, cluster: SystemId) -> Option<Timeline> {
+        let admitted = self.view.epoch.map(|epoch| epoch.timeline);
+        if self.config.main_source != SourceKind::Fixed {
+            return admitted;
+        }
+        let words = self.asked.values().filter_map(|asked| asked.word);
+        words.filter(|(id, _)| *id == cluster).map(|(_, timeline)| timeline).max().max(admitted)
     }
 
     /// Looks again at what was answered before the cluster's identifier or newest timeline was known.
@@ -92,9 +107,11 @@ impl Topology {
             self.refuse(name, refusal, now, actions);
             return;
         }
-        if self.view.leader.admitted() == Some(name)
-            && let Some(written) = report.written
-        {
+        let timeline = self.view.epoch.map(|epoch| epoch.timeline);
+        // Held writes do not end the reign.
+        let leads = self.view.leader.admitted() == Some(name)
+            || (self.is_held(name) && timeline == Some(report.timeline));
+        if leads && let Some(written) = report.written {
             self.trail.mark(report.sent_at, written);
         }
         let Some(member) = self.view.members.get_mut(name) else { return };
@@ -138,6 +155,12 @@ impl Topology {
         }
     }
 
+    /// Whether writes to it are held although its reign goes on.
+    fn is_held(&self, name: &str) -> bool {
+        self.last_leader.as_deref() == Some(name)
+            && self.view.hold.as_ref().is_some_and(|hold| hold.leader == name)
+    }
+
     pub(super) fn suspect(
         &mut self,
         name: &str,
@@ -145,8 +168,9 @@ impl Topology {
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
+        let leads = self.view.leader.admitted() == Some(name) || self.is_held(name);
         let Some(asked) = self.asked.get_mut(name) else { return };
-        if cause == Suspicion::ShuttingDown && self.view.leader.admitted() == Some(name) {
+        if cause == Suspicion::ShuttingDown && leads {
             // It may be one session that was ended, not the server: the next probe tells, in one
             // round trip. Until then a write would meet a server that is going away.
             asked.doubted_at = Some(now);

@@ -13,6 +13,8 @@
 //! - **A lost source is not a lost leader.** While etcd is away the last claim stands, as long as the
 //!   member itself confirms it, and the members' REST is asked. Its answers may be older than what is
 //!   known: they move the claim off a leader that confirms itself only to a newer timeline.
+//! - **A leader that is asked to go lends nothing more**, for some seconds and without losing its reign; the
+//!   request alone admits nobody and cuts nothing.
 //! - **Answers are ordered by when they were asked for**, and equal moments by the order of events.
 //! - **Without keys** (a host list) the servers are compared: nobody is admitted before each was asked.
 
@@ -29,6 +31,7 @@ mod refusal;
 #[cfg(test)]
 mod scenarios;
 mod sources;
+mod switchover;
 mod trail;
 mod view;
 
@@ -39,4 +42,6 @@ pub use event::{
 };
 pub use machine::{Topology, TopologyConfig};
 pub use refusal::Refusal;
-pub use view::{ClusterView, FailoverRecord, LeaderState, MemberHealth, MemberView};
+pub use view::{
+    ClusterView, FailoverRecord, LeaderState, MemberHealth, MemberView, SwitchoverHold,
+};

@@ -2,11 +2,12 @@
 //! reading of the rules, which shares nothing with the machine.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use super::*;
-use crate::patroni::{ClusterSnapshot, ServerAddress, SystemId, Timeline};
+use crate::patroni::{ClusterSnapshot, FailoverRequest, ServerAddress, SystemId};
 
 /// A leader named by a source.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +28,19 @@ struct Heard {
     timeouts: u32,
     is_down: bool,
     suspected_at: Option<Instant>,
+    /// Since its last report, somebody of its cluster followed a newer timeline.
+    outdone: bool,
+}
+
+/// A time in which the main source's last word asked the holder of the key to give it away.
+#[derive(Debug)]
+struct Asked {
+    leader: String,
+    from: Instant,
+    /// Whether writes may be held for it.
+    counts: bool,
+    /// When it ended without another holder, where it did.
+    in_vain: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -47,6 +61,15 @@ pub(super) struct Oracle {
     last: Option<(String, Epoch, u64)>,
     /// Withdrawn, and its work in flight not cut yet.
     spared: Option<String>,
+    /// The last word of the main source.
+    holder: Option<String>,
+    request: Option<FailoverRequest>,
+    /// All of them, from the first.
+    asked: Vec<Asked>,
+    /// Whether the last one still goes on.
+    is_asked: bool,
+    /// Whose writes are held.
+    held: Option<String>,
 }
 
 macro_rules! must {
@@ -71,6 +94,11 @@ impl Oracle {
             admitted: None,
             last: None,
             spared: None,
+            holder: None,
+            request: None,
+            asked: Vec::new(),
+            is_asked: false,
+            held: None,
         }
     }
 
@@ -79,12 +107,17 @@ impl Oracle {
         &mut self,
         event: &Event,
         now: Instant,
+        wall: SystemTime,
         actions: &[Action],
-        view: &ClusterView,
+        machine: &Topology,
     ) -> Result<(), String> {
+        let view = machine.view();
         self.event += 1;
         must!(view.version == self.event, "the version did not grow by one");
         self.hear(event, now);
+        self.compare_timelines();
+        self.hear_request(event, now, wall, view);
+        self.check_hold(now, wall, machine)?;
         for action in actions {
             self.carry_out(action, actions, now).map_err(|why| format!("{action:?}: {why}"))?;
         }
@@ -121,11 +154,83 @@ impl Oracle {
             }
             Event::Suspect { member, cause } => {
                 let Some(node) = self.nodes.get_mut(member) else { return };
-                if *cause == Suspicion::ShuttingDown && self.admitted.as_ref() == Some(member) {
+                let last = self.last.as_ref().map(|(last, _, _)| last);
+                let leads = self.admitted.as_ref() == Some(member)
+                    || (self.held.as_ref() == Some(member) && last == Some(member));
+                if *cause == Suspicion::ShuttingDown && leads {
                     node.suspected_at = Some(now);
                 }
             }
+            Event::Tick => {}
         }
+    }
+
+    fn hear_request(&mut self, event: &Event, now: Instant, wall: SystemTime, view: &ClusterView) {
+        if let Event::Snapshot { source, snapshot } = event
+            && *source == self.config.main_source
+        {
+            let is_ours = self.is_ours(snapshot);
+            self.request = snapshot.failover.clone().filter(|_| is_ours);
+            if !snapshot.rejected.iter().any(|rejected| rejected.key == "leader") || !is_ours {
+                let leader = snapshot.leader.as_ref().filter(|_| is_ours);
+                self.holder = leader.map(|leader| leader.name.clone());
+            }
+        }
+        let leaving = self.holder.clone().filter(|holder| self.is_due(holder, wall, view));
+        if let Some(last) = self.asked.last_mut().filter(|_| self.is_asked)
+            && leaving.as_ref() != Some(&last.leader)
+        {
+            self.is_asked = false;
+            last.in_vain = (self.holder.as_ref() == Some(&last.leader)).then_some(now);
+        }
+        if let Some(leader) = leaving.filter(|_| !self.is_asked) {
+            let counts = self.asked.iter().all(|before| {
+                !before.counts
+                    || before.in_vain.is_none_or(|at| now >= at + Duration::from_secs(30))
+            });
+            self.asked.push(Asked { leader, from: now, counts, in_vain: None });
+            self.is_asked = true;
+        }
+        self.held =
+            self.asked.last().filter(|asked| self.is_asked && asked.counts).and_then(|asked| {
+                let stops =
+                    view.members.get(&asked.leader).is_some_and(|m| m.state.0 == "stopping");
+                let limit = Duration::from_secs(if stops { 15 } else { 3 });
+                (now - asked.from < limit).then(|| asked.leader.clone())
+            });
+    }
+
+    /// Whether it is time for `holder` to give its key to a member that is there.
+    fn is_due(&self, holder: &str, wall: SystemTime, view: &ClusterView) -> bool {
+        let Some(request) = &self.request else { return false };
+        let candidate = request.member.as_ref().map(|name| (name, view.members.get(name)));
+        let makes_sense = match (request.leader.as_deref(), candidate) {
+            (Some(leader), None) => leader == holder,
+            (Some(leader), Some((name, known))) => {
+                leader == holder && name != holder && known.is_some()
+            }
+            (None, Some((name, known))) => {
+                name != holder && known.is_some_and(|known| known.state.is_running())
+            }
+            (None, None) => false,
+        };
+        makes_sense && request.schedule().due_in(wall) == Some(Duration::ZERO)
+    }
+
+    /// The hold as it is told, and that its end will not be slept through.
+    fn check_hold(&self, now: Instant, wall: SystemTime, machine: &Topology) -> Result<(), String> {
+        let told = machine.view().hold.as_ref();
+        must!(told.map(|hold| &hold.leader) == self.held.as_ref(), "held is {:?}", self.held);
+        let wake_at = machine.wake_at();
+        must!(wake_at.is_none_or(|at| at > now), "it wants to be woken in the past");
+        must!(told.is_none_or(|hold| wake_at == Some(hold.until)), "woken at {wake_at:?}");
+        let due_in = self.request.as_ref().and_then(|request| request.schedule().due_in(wall));
+        must!(
+            self.held.is_some()
+                || due_in.is_none_or(|due_in| due_in.is_zero() || wake_at <= Some(now + due_in)),
+            "a switchover due in {due_in:?} is slept through"
+        );
+        Ok(())
     }
 
     fn hear_main(&mut self, source: SourceKind, snapshot: &ClusterSnapshot, now: Instant) {
@@ -174,6 +279,18 @@ impl Oracle {
         }
     }
 
+    /// Whoever once followed a newer timeline counts, up or down, until it says otherwise.
+    fn compare_timelines(&mut self) {
+        let words = self.nodes.values().filter_map(|node| node.report.as_ref());
+        let words: Vec<_> = words.map(|(word, _)| (word.system_id, word.timeline)).collect();
+        for node in self.nodes.values_mut() {
+            let Some((report, _)) = &node.report else { continue };
+            node.outdone |= words
+                .iter()
+                .any(|(id, timeline)| *id == report.system_id && *timeline > report.timeline);
+        }
+    }
+
     fn is_ours(&self, snapshot: &ClusterSnapshot) -> bool {
         self.system_id.zip(snapshot.system_id).is_none_or(|(known, found)| known == found)
     }
@@ -193,6 +310,7 @@ impl Oracle {
                     timeouts: 0,
                     is_down: false,
                     suspected_at: None,
+                    outdone: false,
                 };
                 let before = self.nodes.insert(spec.name.clone(), node);
                 must!(before.is_none(), "it was there already");
@@ -234,8 +352,13 @@ impl Oracle {
                 self.admitted = Some(member.clone());
                 self.last = Some((member.clone(), *epoch, *reign));
             }
-            Action::Withdraw { member, .. } => {
+            Action::Withdraw { member, reason } => {
                 must!(self.admitted.as_ref() == Some(member), "it is not admitted");
+                must!(
+                    !matches!(reason, WithdrawReason::Switchover { .. })
+                        || self.held.as_ref() == Some(member),
+                    "nobody may hold its writes"
+                );
                 self.admitted = None;
                 self.spared = Some(member.clone());
             }
@@ -300,6 +423,7 @@ impl Oracle {
         if self.config.main_source == SourceKind::Fixed {
             return self.judge_fixed(admitted);
         }
+        must!(self.held.is_none() || self.held.as_deref() != admitted, "lent in spite of a hold");
         let mut words = self.key.iter().chain(self.rumours.values());
         if let Some(name) = admitted {
             let proved = words.any(|word| word.member == name && self.proves(word));
@@ -308,6 +432,7 @@ impl Oracle {
             && let Some(key) = &self.key_anew
             && self.proves(key)
             && !self.is_old_claim(key)
+            && self.held.as_ref() != Some(&key.member)
         {
             return Err(format!("{} is not admitted in spite of proof", key.member));
         }
@@ -315,18 +440,19 @@ impl Oracle {
     }
 
     fn judge_fixed(&self, admitted: Option<&str>) -> Result<(), String> {
-        let primaries: Vec<(&String, Timeline)> = self
+        let primaries: Vec<(&String, &ProbeReport)> = self
             .nodes
             .iter()
-            .filter_map(|(name, node)| Some((name, self.as_primary(node)?.timeline)))
+            .filter_map(|(name, node)| Some((name, self.as_primary(node)?)))
             .collect();
-        let newest = primaries.iter().map(|(_, timeline)| *timeline).max();
         if let Some(name) = admitted {
             must!(
-                primaries.iter().any(|(other, at)| *other == name && Some(*at) == newest),
+                primaries.iter().any(|(other, _)| *other == name) && !self.nodes[name].outdone,
                 "{name} is admitted, but primaries are {primaries:?}"
             );
-        } else if let [(name, _)] = primaries[..] {
+        } else if let [(name, _)] = primaries[..]
+            && !self.nodes[name].outdone
+        {
             let all_asked = self
                 .nodes
                 .values()
@@ -378,6 +504,7 @@ impl Heard {
                 }
                 self.suspected_at.take_if(|at| *at <= report.sent_at);
                 self.report = Some((report.clone(), event));
+                self.outdone = false;
                 self.timeouts = 0;
                 self.is_down = false;
             }

@@ -1,8 +1,10 @@
 //! Random histories against the [oracle](super::oracle).
 
-use std::collections::BTreeMap;
+mod freshness;
+mod requests;
+
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -11,7 +13,8 @@ use tokio::time::Instant;
 use super::oracle::Oracle;
 use super::*;
 use crate::patroni::{
-    ClusterSnapshot, LeaderKey, Lsn, Member, RejectedKey, ServerAddress, SystemId, Timeline,
+    ClusterSnapshot, FailoverRequest, LeaderKey, Lsn, Member, MemberState, RejectedKey,
+    ServerAddress, SystemId, Timeline,
 };
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
@@ -20,7 +23,14 @@ const OURS: SystemId = SystemId(7);
 /// One step of a history.
 #[derive(Debug, Clone)]
 enum Step {
-    Wait(u64),
+    Wait {
+        millis: u64,
+        /// Whether the machine is woken when it asked for it.
+        woken: bool,
+    },
+    /// The clock on the wall is set: to so much more than the time since the start.
+    Clock(u64),
+    Tick,
     Snapshot {
         source: SourceKind,
         /// The revision of the leader key; a revision names one member only, as in etcd.
@@ -29,7 +39,10 @@ enum Step {
         /// One for each member.
         members: [Listed; 4],
         system_id: Option<SystemId>,
+        request: Option<Request>,
     },
+    /// The main source's last snapshot once more, with another request; one without names asks its leader.
+    Ask(Option<Request>),
     Contact(SourceKind),
     Lost(SourceKind),
     Report {
@@ -47,9 +60,61 @@ enum Step {
 
 #[derive(Debug, Clone, Copy)]
 enum Listed {
-    At { port: u16, timeline: Option<u32> },
+    At { port: u16, timeline: Option<u32>, state: &'static str },
     Garbage,
     Missing,
+}
+
+/// A wish for another leader.
+#[derive(Debug, Clone, Copy)]
+struct Request {
+    leader: Option<usize>,
+    member: Option<usize>,
+    scheduled: Option<Scheduled>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Scheduled {
+    /// So many milliseconds after the start, by the clock on the wall.
+    At(u64),
+    Garbage,
+}
+
+/// What the clock on the wall shows at the start.
+fn midnight() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(20_000 * 86_400)
+}
+
+impl Request {
+    fn value(&self) -> FailoverRequest {
+        let name = |index: Option<usize>| index.map(|index| NAMES[index].to_owned());
+        FailoverRequest {
+            leader: name(self.leader),
+            member: name(self.member),
+            scheduled_at: self.scheduled.map(|scheduled| match scheduled {
+                Scheduled::At(millis) => {
+                    let at = midnight() + Duration::from_millis(millis);
+                    humantime::format_rfc3339_millis(at).to_string()
+                }
+                Scheduled::Garbage => "tomorrow".into(),
+            }),
+        }
+    }
+}
+
+fn any_request() -> impl Strategy<Value = Request> {
+    let name = || proptest::option::weighted(0.8, 0..NAMES.len());
+    let scheduled = prop_oneof![
+        6 => Just(None),
+        3 => (0..2_000_u64).prop_map(|millis| Some(Scheduled::At(millis))),
+        1 => (0..400_000_u64).prop_map(|millis| Some(Scheduled::At(millis))),
+        1 => Just(Some(Scheduled::Garbage)),
+    ];
+    (name(), name(), scheduled).prop_map(|(leader, member, scheduled)| Request {
+        leader,
+        member,
+        scheduled,
+    })
 }
 
 fn address(member: usize, port: u16) -> ServerAddress {
@@ -58,9 +123,11 @@ fn address(member: usize, port: u16) -> ServerAddress {
 
 fn any_listed() -> impl Strategy<Value = Listed> {
     let timeline = proptest::option::of(1..4_u32);
+    let state = prop_oneof![10 => Just("running"), 1 => Just("stopping"), 1 => Just("starting")];
+    let port = prop_oneof![30 => Just(1), 1 => Just(2)];
     prop_oneof![
-        30 => timeline.clone().prop_map(|timeline| Listed::At { port: 1, timeline }),
-        1 => timeline.prop_map(|timeline| Listed::At { port: 2, timeline }),
+        31 => (port, timeline, state)
+            .prop_map(|(port, timeline, state)| Listed::At { port, timeline, state }),
         1 => Just(Listed::Garbage),
         1 => Just(Listed::Missing),
     ]
@@ -84,13 +151,15 @@ fn any_step(main: SourceKind) -> impl Strategy<Value = Step> {
         proptest::bool::weighted(0.1),
         [any_listed(), any_listed(), any_listed(), any_listed()],
         if main == SourceKind::Fixed { Just(None).boxed() } else { listed_id.boxed() },
+        proptest::option::of(any_request()),
     )
-        .prop_map(|(source, leader, bad_leader, members, system_id)| Step::Snapshot {
+        .prop_map(|(source, leader, bad_leader, members, system_id, request)| Step::Snapshot {
             source,
             leader: leader.filter(|_| !bad_leader && source != SourceKind::Fixed),
             bad_leader,
             members,
             system_id,
+            request: request.filter(|_| source != SourceKind::Fixed),
         });
     let report = (
         0..4_usize,
@@ -115,8 +184,22 @@ fn any_step(main: SourceKind) -> impl Strategy<Value = Step> {
         Just(Suspicion::ConnectionLost)
     ];
     prop_oneof![
-        8 => prop_oneof![20 => 0..5_u64, 1 => 0..200_000_u64].prop_map(Step::Wait),
+        8 => (
+            prop_oneof![20 => 0..5_u64, 1 => 0..5_000_u64, 1 => 0..200_000_u64],
+            proptest::bool::weighted(0.8),
+        )
+            .prop_map(|(millis, woken)| Step::Wait { millis, woken }),
+        1 => prop_oneof![Just(0), 0..5_000_u64].prop_map(Step::Clock),
+        1 => Just(Step::Tick),
         4 => snapshot,
+        if main == SourceKind::Fixed { 0 } else { 5 } => proptest::option::weighted(
+            0.7,
+            prop_oneof![
+                2 => Just(Request { leader: None, member: None, scheduled: None }),
+                1 => any_request(),
+            ],
+        )
+        .prop_map(Step::Ask),
         1 => any_source(main).prop_map(Step::Contact),
         1 => any_source(main).prop_map(Step::Lost),
         14 => report,
@@ -126,7 +209,7 @@ fn any_step(main: SourceKind) -> impl Strategy<Value = Step> {
 }
 
 fn snapshot_of(step: &Step) -> ClusterSnapshot {
-    let Step::Snapshot { source, leader, bad_leader, members, system_id } = step else {
+    let Step::Snapshot { source, leader, bad_leader, members, system_id, request } = step else {
         unreachable!("only snapshots are asked for")
     };
     let reject = |key: String| RejectedKey { key, reason: "garbage".into() };
@@ -135,13 +218,15 @@ fn snapshot_of(step: &Step) -> ClusterSnapshot {
         name: NAMES[usize::try_from(revision).expect("small") % NAMES.len()].into(),
         revision: if *source == SourceKind::Etcd { revision } else { 0 },
     });
+    snapshot.failover = request.map(|request| request.value());
     if *bad_leader {
         snapshot.rejected.push(reject("leader".into()));
     }
     for (index, listed) in members.iter().enumerate() {
         match listed {
-            Listed::At { port, timeline } => {
+            Listed::At { port, timeline, state } => {
                 let mut member = Member::at(&address(index, *port));
+                member.state = MemberState((*state).into());
                 member.timeline = timeline.map(Timeline);
                 snapshot.members.insert(NAMES[index].into(), member);
             }
@@ -155,7 +240,8 @@ fn snapshot_of(step: &Step) -> ClusterSnapshot {
 /// The event of a step, at `now`; `None` where only time passes.
 fn event_of(step: &Step, now: Instant) -> Option<Event> {
     Some(match step {
-        Step::Wait(_) => return None,
+        Step::Wait { .. } | Step::Clock(_) | Step::Ask(_) => return None,
+        Step::Tick => Event::Tick,
         Step::Snapshot { source, .. } => {
             Event::Snapshot { source: *source, snapshot: Arc::new(snapshot_of(step)) }
         }
@@ -198,33 +284,99 @@ struct Seen {
     withdrawals: usize,
     fences: usize,
     failovers: usize,
+    holds: usize,
+}
+
+/// A machine and its oracle, side by side.
+struct Pair {
+    start: Instant,
+    now: Instant,
+    clock: Duration,
+    machine: Topology,
+    oracle: Oracle,
+    /// The main source's last snapshot.
+    last: Option<ClusterSnapshot>,
+}
+
+impl Pair {
+    fn new(config: TopologyConfig) -> Self {
+        // Far enough from the clock's zero to subtract from.
+        let start = Instant::now() + Duration::from_secs(3_600);
+        let machine = Topology::new(config, start);
+        let (clock, oracle) = (Duration::ZERO, Oracle::new(config));
+        Self { start, now: start, clock, machine, oracle, last: None }
+    }
+
+    fn apply(&mut self, event: &Event) -> Result<Vec<Action>, String> {
+        if let Event::Snapshot { source, snapshot } = event
+            && *source == self.machine.config.main_source
+        {
+            self.last = Some(ClusterSnapshot::clone(snapshot));
+        }
+        let wall = midnight() + (self.now - self.start) + self.clock;
+        let actions = self.machine.apply(event.clone(), self.now, wall);
+        self.oracle.check(event, self.now, wall, &actions, &self.machine)?;
+        Ok(actions)
+    }
+
+    fn ask(&mut self, request: Option<Request>) -> Result<Vec<Action>, String> {
+        let Some(mut snapshot) = self.last.clone() else { return Ok(Vec::new()) };
+        snapshot.failover = request.map(|request| match request {
+            Request { leader: None, member: None, scheduled: None } => FailoverRequest {
+                leader: snapshot.leader.as_ref().map(|leader| leader.name.clone()),
+                ..FailoverRequest::default()
+            },
+            other => other.value(),
+        });
+        let (source, snapshot) = (self.machine.config.main_source, Arc::new(snapshot));
+        self.apply(&Event::Snapshot { source, snapshot })
+    }
+
+    /// Lets time pass, and wakes the machine when it asked for it.
+    fn wait(&mut self, span: Duration) -> Result<Vec<Action>, String> {
+        let until = self.now + span;
+        let mut actions = Vec::new();
+        while let Some(at) = self.machine.wake_at().filter(|at| *at <= until) {
+            self.now = self.now.max(at);
+            actions.extend(self.apply(&Event::Tick)?);
+        }
+        self.now = until;
+        Ok(actions)
+    }
 }
 
 fn run(main: SourceKind, steps: &[Step], seen: &mut Seen) -> Result<(), TestCaseError> {
     let config = TopologyConfig { main_source: main, ..TopologyConfig::default() };
-    // Far enough from the clock's zero to subtract from.
-    let mut now = Instant::now() + Duration::from_secs(3_600);
-    let mut machine = Topology::new(config, now);
-    let mut oracle = Oracle::new(config);
+    let mut pair = Pair::new(config);
     for (index, step) in steps.iter().enumerate() {
-        if let Step::Wait(millis) = step {
-            now += Duration::from_millis(*millis);
-        }
-        let Some(event) = event_of(step, now) else { continue };
-        let actions = machine.apply(event.clone(), now);
-        if let Err(why) = oracle.check(&event, now, &actions, machine.view()) {
-            return Err(TestCaseError::fail(format!("step {index}, {step:?}: {why}")));
-        }
+        let result = match step {
+            Step::Wait { millis, woken: true } => pair.wait(Duration::from_millis(*millis)),
+            Step::Wait { millis, woken: false } => {
+                pair.now += Duration::from_millis(*millis);
+                Ok(Vec::new())
+            }
+            Step::Clock(ahead) => {
+                pair.clock = Duration::from_millis(*ahead);
+                Ok(Vec::new())
+            }
+            Step::Ask(request) => pair.ask(*request),
+            other => pair.apply(&event_of(other, pair.now).expect("an event")),
+        };
+        let actions =
+            result.map_err(|why| TestCaseError::fail(format!("step {index}, {step:?}: {why}")))?;
         for action in &actions {
             match action {
                 Action::Admit { .. } => seen.admissions += 1,
-                Action::Withdraw { .. } => seen.withdrawals += 1,
+                Action::Withdraw { reason, .. } => {
+                    seen.withdrawals += 1;
+                    seen.holds += usize::from(matches!(reason, WithdrawReason::Switchover { .. }));
+                }
                 Action::Fence { .. } => seen.fences += 1,
                 _ => {}
             }
         }
     }
-    seen.failovers += machine.view().failovers.len();
+    seen.failovers += pair.machine.view().failovers.len();
     Ok(())
 }
 
@@ -253,6 +405,7 @@ fn check_histories(main: SourceKind, cases: u32) {
             .all(|times| *times > floor),
         "too little happened in {cases} histories: {seen:?}"
     );
+    assert!(main == SourceKind::Fixed || seen.holds > floor / 4, "hardly any holds: {seen:?}");
 }
 
 #[test]
@@ -274,13 +427,14 @@ fn any_history_told_by_the_servers_alone() {
 fn only_the_last_changes_of_leader_are_kept() {
     let mut steps = Vec::new();
     for revision in 1..40 {
-        let listed = Listed::At { port: 1, timeline: None };
+        let listed = Listed::At { port: 1, timeline: None, state: "running" };
         steps.push(Step::Snapshot {
             source: SourceKind::Etcd,
             leader: Some(revision),
             bad_leader: false,
             members: [listed; 4],
             system_id: Some(OURS),
+            request: None,
         });
         steps.push(Step::Report {
             member: usize::try_from(revision).unwrap() % NAMES.len(),
@@ -295,120 +449,4 @@ fn only_the_last_changes_of_leader_are_kept() {
     let mut seen = Seen::default();
     run(SourceKind::Etcd, &steps, &mut seen).unwrap();
     assert_eq!((seen.admissions, seen.failovers), (39, 16));
-}
-
-/// A leader that writes and replicas that follow, with answers on their way: how much was written
-/// at each millisecond, and how far each replica is behind.
-#[derive(Debug, Clone)]
-struct World {
-    written: Vec<u64>,
-    delays: Vec<[usize; 2]>,
-    questions: Vec<Question>,
-}
-
-#[derive(Debug, Clone)]
-struct Question {
-    member: usize,
-    arrives_at: usize,
-    took: usize,
-    read_after: usize,
-}
-
-const SPAN: usize = 200;
-
-fn any_world() -> impl Strategy<Value = World> {
-    let question = (0..3_usize, 20..SPAN, 0..20_usize, 0..20_usize).prop_map(
-        |(member, arrives_at, took, read_after)| Question {
-            member,
-            arrives_at,
-            took,
-            read_after: read_after.min(took),
-        },
-    );
-    (
-        vec(prop_oneof![3 => Just(0_u64), 1 => 1..9_u64], SPAN),
-        vec([0..60_usize, 0..60_usize], SPAN),
-        vec(question, 1..60),
-    )
-        .prop_map(|(growth, delays, mut questions)| {
-            let written = growth
-                .iter()
-                .scan(100, |position, step| {
-                    *position += step;
-                    Some(*position)
-                })
-                .collect();
-            questions.sort_by_key(|question| question.arrives_at);
-            World { written, delays, questions }
-        })
-}
-
-impl World {
-    /// Replay never goes back, however the delay jumps: the moment whose writes are replayed.
-    fn replayed_moment(&self, replica: usize, at: usize) -> usize {
-        (0..=at).map(|t| t.saturating_sub(self.delays[t][replica])).max().unwrap_or(0)
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// A replica that is called fresh as of some moment holds all that was written by then.
-    #[test]
-    fn freshness_is_never_overstated(world in any_world()) {
-        let start = Instant::now() + Duration::from_secs(3_600);
-        let at = |millis: usize| start + Duration::from_millis(millis as u64);
-        let mut machine = Topology::new(TopologyConfig::default(), start);
-        let mut members = BTreeMap::new();
-        for (index, name) in NAMES.iter().enumerate().take(3) {
-            members.insert((*name).to_owned(), Member::at(&address(index, 1)));
-        }
-        let snapshot = Arc::new(ClusterSnapshot {
-            system_id: Some(OURS),
-            leader: Some(LeaderKey { name: "a".into(), revision: 5 }),
-            members,
-            ..ClusterSnapshot::default()
-        });
-        machine.apply(Event::Snapshot { source: SourceKind::Etcd, snapshot }, start);
-        for question in &world.questions {
-            let sent = question.arrives_at - question.took;
-            let read = sent + question.read_after;
-            let replica = question.member.checked_sub(1);
-            let moment = replica.map_or(read, |replica| world.replayed_moment(replica, read));
-            let position = world.written[moment];
-            // The commit that was replayed last.
-            let commit = world.written.partition_point(|written| *written < position);
-            let step = Step::Report {
-                member: question.member,
-                port: 1,
-                sent_ago: question.took as u64,
-                system_id: OURS,
-                in_recovery: replica.is_some(),
-                timeline: 1,
-                position,
-            };
-            let Some(Event::Probed { member, address, result: Ok(mut report) }) =
-                event_of(&step, at(question.arrives_at))
-            else {
-                unreachable!("a report is a probe's")
-            };
-            report.replay_age = replica.map(|_| Duration::from_millis((read - commit) as u64));
-            machine.apply(
-                Event::Probed { member, address, result: Ok(report) },
-                at(question.arrives_at),
-            );
-            for replica in 0..2 {
-                let view = &machine.view().members[NAMES[replica + 1]];
-                let Some(fresh_at) = view.fresh_at else { continue };
-                let fresh = (fresh_at - start).as_millis() as usize;
-                let holds = world.written[world.replayed_moment(replica, question.arrives_at)];
-                prop_assert!(
-                    world.written[fresh] <= holds,
-                    "{} is called fresh as of {fresh} ms ({}) and holds {holds}",
-                    view.name,
-                    world.written[fresh]
-                );
-            }
-        }
-    }
 }

@@ -3,15 +3,15 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use super::oracle::Oracle;
 use super::*;
 use crate::patroni::{
-    ClusterSnapshot, DynamicConfig, LeaderKey, Lsn, Member, MemberRole, RejectedKey, ServerAddress,
-    SystemId, Timeline,
+    ClusterSnapshot, DynamicConfig, FailoverRequest, LeaderKey, Lsn, Member, MemberRole,
+    MemberState, RejectedKey, ServerAddress, SystemId, Timeline,
 };
 
 const OURS: u64 = 7;
@@ -29,6 +29,8 @@ struct Block<'a> {
 struct Run {
     start: Instant,
     now: Instant,
+    /// How much more the clock on the wall shows than the time since the start.
+    clock: Duration,
     machine: Topology,
     oracle: Oracle,
 }
@@ -91,8 +93,24 @@ fn address(name: &str, port: u16) -> ServerAddress {
     ServerAddress { host: name.into(), port }
 }
 
-/// `name[:port][/role][@timeline]`
+/// What the clock on the wall shows at the start.
+fn midnight() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(20_000 * 86_400)
+}
+
+/// `leader>member`, either of which may be missing.
+fn request(text: &str) -> Result<FailoverRequest, String> {
+    let (leader, member) = text.split_once('>').ok_or_else(|| format!("no > in {text}"))?;
+    let given = |name: &str| (!name.is_empty()).then(|| name.to_owned());
+    Ok(FailoverRequest { leader: given(leader), member: given(member), scheduled_at: None })
+}
+
+/// `name[:port][/role][@timeline][!state]`
 fn member(text: &str) -> Result<(String, Member), String> {
+    let (text, state) = match text.split_once('!') {
+        Some((text, state)) => (text, Some(MemberState(state.into()))),
+        None => (text, None),
+    };
     let (text, timeline) = match text.split_once('@') {
         Some((text, timeline)) => (text, Some(Timeline(number(timeline)?))),
         None => (text, None),
@@ -109,6 +127,7 @@ fn member(text: &str) -> Result<(String, Member), String> {
     let mut member = Member::at(&address(name, port));
     member.timeline = timeline;
     member.role = role.unwrap_or(MemberRole::Replica);
+    member.state = state.unwrap_or(member.state);
     Ok((name.to_owned(), member))
 }
 
@@ -130,6 +149,13 @@ fn snapshot(words: &mut Words<'_>) -> Result<ClusterSnapshot, String> {
     for key in words.take("bad").into_iter().flat_map(|list| list.split(',')) {
         snapshot.rejected.push(RejectedKey { key: key.into(), reason: "garbage".into() });
     }
+    snapshot.failover = words.take("failover").map(request).transpose()?;
+    if let (Some(request), Some(text)) = (&mut snapshot.failover, words.take("scheduled")) {
+        request.scheduled_at = Some(match millis(text) {
+            Ok(after) => humantime::format_rfc3339_millis(midnight() + after).to_string(),
+            Err(_) => text.into(),
+        });
+    }
     snapshot.config =
         words.number("ttl")?.map(|ttl| DynamicConfig { ttl, ..DynamicConfig::default() });
     Ok(snapshot)
@@ -141,7 +167,8 @@ impl Run {
         // Far enough from the clock's zero to subtract from.
         let start = Instant::now() + Duration::from_secs(3_600);
         let machine = Topology::new(config, start);
-        Self { start, now: start, machine, oracle: Oracle::new(config) }
+        let (clock, oracle) = (Duration::ZERO, Oracle::new(config));
+        Self { start, now: start, clock, machine, oracle }
     }
 
     fn event(&self, text: &str) -> Result<Event, String> {
@@ -177,6 +204,7 @@ impl Run {
                     other => return Err(format!("no such cause: {other}")),
                 },
             },
+            ["tick"] => Event::Tick,
             _ => return Err("no such event".into()),
         };
         words.end()?;
@@ -207,9 +235,9 @@ impl Run {
             Ok(event) => event,
             Err(why) => return failures.add(block.line, &why),
         };
-        let actions = self.machine.apply(event.clone(), self.now);
-        let view = self.machine.view();
-        if let Err(why) = self.oracle.check(&event, self.now, &actions, view) {
+        let wall = midnight() + (self.now - self.start) + self.clock;
+        let actions = self.machine.apply(event.clone(), self.now, wall);
+        if let Err(why) = self.oracle.check(&event, self.now, wall, &actions, &self.machine) {
             failures.add(block.line, &why);
         }
         let (tells, acts): (Vec<&Action>, Vec<&Action>) =
@@ -254,6 +282,11 @@ impl Run {
                 let keys: Vec<&str> = view.rejected.iter().map(|(key, _)| key.as_str()).collect();
                 keys.join(" ")
             }
+            "hold" => option(view.hold.as_ref().map(|hold| {
+                let to = hold.to.as_deref().unwrap_or("any");
+                format!("{} -> {to} until {}", hold.leader, self.moment(hold.until))
+            })),
+            "wake" => option(self.machine.wake_at().map(|at| self.moment(at))),
             "failovers" => {
                 let shown = view.failovers.iter().map(|record| {
                     let from = record.from.as_deref().unwrap_or("none");
@@ -305,6 +338,9 @@ fn show_reason(reason: &WithdrawReason) -> String {
         WithdrawReason::InRecovery => "(in recovery)".into(),
         WithdrawReason::Unreachable { .. } => "(unreachable)".into(),
         WithdrawReason::ShuttingDown => "(shutting down)".into(),
+        WithdrawReason::Switchover { to } => {
+            format!("(switchover to {})", to.as_deref().unwrap_or("any"))
+        }
         WithdrawReason::Refused(refusal) => format!("({})", show_refusal(refusal)),
         WithdrawReason::Removed => "(removed)".into(),
     }
@@ -404,6 +440,13 @@ fn run_file(file: &str, text: &str, failures: &mut String) {
                 Ok(source) => run = Run::new(source),
                 Err(why) => failures.add(number, &why),
             },
+            ("clock", open) => {
+                finish(&mut run, open, &mut failures);
+                match millis(rest) {
+                    Ok(clock) => run.clock = clock,
+                    Err(why) => failures.add(number, &why),
+                }
+            }
             ("at", open) => {
                 finish(&mut run, open, &mut failures);
                 match millis(rest) {

@@ -37,7 +37,12 @@ impl Topology {
         if is_main {
             self.last_word = Some(Arc::clone(snapshot));
         }
-        if !self.same_cluster(is_main, snapshot, now, actions) {
+        let is_ours = self.same_cluster(is_main, snapshot, now, actions);
+        // A fallback's word of a request is as old as its agents' own view.
+        if is_main {
+            self.note_request(Some(&**snapshot).filter(|_| is_ours));
+        }
+        if !is_ours {
             return;
         }
         self.view.source = source;
@@ -51,7 +56,9 @@ impl Topology {
         if source == SourceKind::Etcd {
             self.view.history.clone_from(&snapshot.history);
         }
-        self.view.switchover.clone_from(&snapshot.failover);
+        if is_main {
+            self.view.switchover.clone_from(&snapshot.failover);
+        }
         match news {
             LeaderNews::None => {}
             LeaderNews::Gone => self.claim = None,
@@ -222,7 +229,7 @@ impl Topology {
         );
         self.asked.insert(
             name.to_owned(),
-            Asked { newest: now, answered_in: 0, failures: 0, doubted_at: None },
+            Asked { newest: now, answered_in: 0, failures: 0, word: None, doubted_at: None },
         );
         actions.push(Action::AddMember(MemberSpec {
             name: name.to_owned(),

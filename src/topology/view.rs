@@ -146,6 +146,19 @@ impl MemberView {
     }
 }
 
+/// Writes are held because the leader is asked to give its key to another member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SwitchoverHold {
+    /// Who is asked to go.
+    pub leader: String,
+    /// Who shall lead; `None` where any member may.
+    pub to: Option<String>,
+    /// Since when the request has been due.
+    pub since: Instant,
+    /// Until when writes are held for it, if nothing comes of it.
+    pub until: Instant,
+}
+
 /// One change of leader, from the moment the old one was lost; or an interruption of a reign that was long
 /// enough to notice, and then `to` is `from`.
 #[derive(Debug, Clone, PartialEq)]
@@ -193,6 +206,8 @@ pub struct ClusterView {
     pub synchronous: bool,
     /// A switchover or failover that was asked for.
     pub switchover: Option<FailoverRequest>,
+    /// Whose writes are held for it now.
+    pub hold: Option<SwitchoverHold>,
     /// The switch points between timelines, oldest first.
     pub history: Vec<HistoryLine>,
     /// Keys that were left out, with the reason.

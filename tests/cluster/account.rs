@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use leaderpool::LeaderPool;
 use leaderpool::tokio_postgres::types::{ToSql, Type};
+use leaderpool::{Epoch, LeaderPool};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -28,9 +28,19 @@ pub enum Outcome {
     NotSent { why: String },
 }
 
+/// A connection that a writer was given.
+#[derive(Debug, Clone, Copy)]
+pub struct Lent {
+    /// When it was asked for.
+    pub asked: Instant,
+    /// The reign it was given under.
+    pub epoch: Option<Epoch>,
+}
+
 /// Writers at work.
 pub struct Account {
     entries: Arc<Mutex<BTreeMap<i64, Outcome>>>,
+    lent: Arc<Mutex<Vec<Lent>>>,
     stop: CancellationToken,
     writers: JoinSet<()>,
 }
@@ -49,23 +59,29 @@ impl Account {
     /// Starts `writers` writers, each inserting one row at a time.
     pub fn open(pool: &LeaderPool, writers: usize) -> Self {
         let entries = Arc::new(Mutex::new(BTreeMap::new()));
+        let lent = Arc::new(Mutex::new(Vec::new()));
         let stop = CancellationToken::new();
         let next = Arc::new(AtomicI64::new(1));
         let mut set = JoinSet::new();
         for writer in 0..writers {
-            let (pool, entries) = (pool.clone(), Arc::clone(&entries));
+            let (pool, entries, lent) = (pool.clone(), Arc::clone(&entries), Arc::clone(&lent));
             let (next, stop) = (Arc::clone(&next), stop.clone());
             set.spawn(async move {
                 while !stop.is_cancelled() {
                     let id = next.fetch_add(1, Ordering::Relaxed);
-                    let outcome = insert(&pool, id, writer as i32).await;
+                    let outcome = insert(&pool, id, writer as i32, &lent).await;
                     let failed = !matches!(outcome, Outcome::Acked { .. });
                     entries.lock().expect("not poisoned").insert(id, outcome);
                     sleep(Duration::from_millis(if failed { 10 } else { 2 })).await;
                 }
             });
         }
-        Self { entries, stop, writers: set }
+        Self { entries, lent, stop, writers: set }
+    }
+
+    /// Every connection given out so far.
+    pub fn lent(&self) -> Vec<Lent> {
+        self.lent.lock().expect("not poisoned").clone()
     }
 
     /// When a commit was first acknowledged at or after `since`, and by whom.
@@ -195,11 +211,13 @@ impl Account {
     }
 }
 
-async fn insert(pool: &LeaderPool, id: i64, writer: i32) -> Outcome {
+async fn insert(pool: &LeaderPool, id: i64, writer: i32, lent: &Mutex<Vec<Lent>>) -> Outcome {
+    let asked = Instant::now();
     let client = match pool.write_within(Duration::from_secs(60)).await {
         Ok(client) => client,
         Err(error) => return Outcome::NotSent { why: error.to_string() },
     };
+    lent.lock().expect("not poisoned").push(Lent { asked, epoch: client.epoch() });
     // Without preparing first: then everything that fails was sent as a write.
     let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&id, Type::INT8), (&writer, Type::INT4)];
     let work = client.query_typed("INSERT INTO account VALUES ($1, $2)", &parameters);

@@ -74,6 +74,8 @@ fn main() {
         usage::a_host_list_is_a_source,
         outcomes::transactions_end_as_they_say,
         outcomes::ten_switchovers_cost_no_error,
+        outcomes::plain_writers_are_held_before_the_leader_goes,
+        outcomes::the_first_57p01_closes_the_gate,
         outcomes::ten_kills_leave_nothing_in_doubt,
         service::services_follow_the_leader,
         faults::switchover,

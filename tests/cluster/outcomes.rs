@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use leaderpool::{LeaderPool, OperationError, Outcome, TransactionError, TxOptions};
+use leaderpool::{
+    Epoch, LeaderPool, OperationError, Outcome, TopologyEvent, TransactionError, TxOptions,
+};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::account::{Account, Lent};
 use crate::bed::{Bed, eventually};
 
 const WRITERS: usize = 64;
@@ -143,6 +146,105 @@ pub async fn ten_switchovers_cost_no_error(bed: &Bed) -> anyhow::Result<()> {
     let report = pool.report();
     ensure!(report.held_peak > 0, "nobody was held");
     Ok(pool.close().await?)
+}
+
+/// A time in which writes were held, as the pool told it.
+struct Hold {
+    began: Instant,
+    reason: String,
+    /// When the next leader was admitted, and in which epoch.
+    ended: Option<(Instant, Epoch)>,
+}
+
+/// Notes when writes are held until `stop`. Each moment is taken after what it tells of.
+async fn note_holds(pool: LeaderPool, stop: CancellationToken) -> Vec<Hold> {
+    let mut events = pool.events();
+    let mut holds: Vec<Hold> = Vec::new();
+    while let Some(Ok(event)) = stop.run_until_cancelled(events.recv()).await {
+        let now = Instant::now();
+        match event {
+            TopologyEvent::LeaderLost { reason, .. } => {
+                holds.push(Hold { began: now, reason: reason.to_string(), ended: None });
+            }
+            TopologyEvent::Admitted { epoch, .. } => {
+                if let Some(last) = holds.last_mut() {
+                    last.ended.get_or_insert((now, epoch));
+                }
+            }
+            _ => {}
+        }
+    }
+    holds
+}
+
+/// Planned changes of leader under callers that take a connection and do the rest themselves. What is sent
+/// when the server stops is in doubt, so the pool stops lending when the change is asked for: from then
+/// on a call gets the next leader, or waits.
+pub async fn plain_writers_are_held_before_the_leader_goes(bed: &Bed) -> anyhow::Result<()> {
+    const CHANGES: usize = 5;
+    let pool = bed.pool().await?;
+    let stop = CancellationToken::new();
+    let noting = tokio::spawn(note_holds(pool.clone(), stop.clone()));
+    let account = Account::open(&pool, 32);
+    for _ in 0..CHANGES {
+        let old = bed.cluster.wait_healthy(Duration::from_secs(60)).await?;
+        let new = bed.replica().await?;
+        account.first_ack_after(Instant::now()).await?;
+        let since = Instant::now();
+        bed.cluster.switchover(&old, &new).await?;
+        let (_, node) = account.first_ack_elsewhere(since, &old).await?;
+        ensure!(node == new, "commits go to {node}, not to {new}");
+    }
+    stop.cancel();
+    let holds = noting.await?;
+    let lent = account.lent();
+    let summary = account.close(bed, false).await?;
+    let announced = holds.iter().filter(|hold| hold.reason.contains("switchover")).count();
+    eprintln!("  {CHANGES} switchovers, {announced} of them seen before they began: {summary:?}");
+    ensure!(announced > 0, "no switchover was seen coming");
+    ensure!(lent_by_the_next(&holds, &lent)? > 0, "nobody asked while writes were held");
+    ensure!(summary.not_sent == 0, "a writer waited in vain: {summary:?}");
+    Ok(pool.close().await?)
+}
+
+/// The server is restarted by its manager, with no word of it in etcd: the first connection that sees it
+/// going away closes the gate for all.
+pub async fn the_first_57p01_closes_the_gate(bed: &Bed) -> anyhow::Result<()> {
+    let pool = bed.pool().await?;
+    let stop = CancellationToken::new();
+    let noting = tokio::spawn(note_holds(pool.clone(), stop.clone()));
+    let account = Account::open(&pool, 32);
+    account.first_ack_after(Instant::now()).await?;
+    let leader = bed.cluster.primary().await?;
+    bed.cluster.restart(&leader).await?;
+    account.first_ack_after(Instant::now()).await?;
+    stop.cancel();
+    let holds = noting.await?;
+    let summary = account.close(bed, false).await?;
+    let reasons: Vec<&str> = holds.iter().map(|hold| &*hold.reason).collect();
+    eprintln!("  restarted: {reasons:?}, {summary:?}");
+    ensure!(reasons.iter().any(|why| why.contains("going away")), "seen too late: {reasons:?}");
+    // Whoever had a connection then: one statement each.
+    ensure!(summary.unknown <= 32, "some met the restart twice: {summary:?}");
+    Ok(pool.close().await?)
+}
+
+/// That whoever asked while writes were held was given the reign that followed; and how many did.
+fn lent_by_the_next(holds: &[Hold], lent: &[Lent]) -> anyhow::Result<usize> {
+    let mut count = 0;
+    for hold in holds {
+        let Some((ended, epoch)) = hold.ended else { continue };
+        for lent in lent.iter().filter(|lent| lent.asked >= hold.began && lent.asked < ended) {
+            count += 1;
+            ensure!(
+                lent.epoch.is_some_and(|given| given.is_at_least(&epoch)),
+                "asked for while writes were held ({}), given under {:?} before {epoch}",
+                hold.reason,
+                lent.epoch
+            );
+        }
+    }
+    Ok(count)
 }
 
 /// Ten crashes of the server, in synchronous mode: no row twice, none lost, and every commit in doubt is

@@ -66,23 +66,23 @@ async fn keeps_serving(account: &Account, span: Duration) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// All members stop answering without closing anything.
-pub async fn etcd_frozen(bed: &Bed) -> anyhow::Result<()> {
+/// Takes all of etcd away and gives it back: writes go on without it, and the pool says what it lacks.
+async fn without_etcd(
+    bed: &Bed,
+    take_away: impl AsyncFnOnce() -> anyhow::Result<()>,
+    give_back: impl AsyncFnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     with_failsafe(bed, async || {
         let pool = bed.pool().await?;
         let account = Account::open(&pool, 4);
         account.first_ack_after(Instant::now()).await?;
-        for member in 0..3 {
-            bed.cluster.freeze_etcd(member).await?;
-        }
+        take_away().await?;
         let result = async {
             degraded_within(&pool, Duration::from_secs(5)).await?;
             keeps_serving(&account, Duration::from_secs(8)).await
         }
         .await;
-        for member in 0..3 {
-            bed.cluster.thaw_etcd(member).await?;
-        }
+        give_back().await?;
         result?;
         whole_within(&pool, Duration::from_secs(5)).await?;
         // The leader's own session with etcd may take a moment more, and its key with it.
@@ -93,32 +93,39 @@ pub async fn etcd_frozen(bed: &Bed) -> anyhow::Result<()> {
     .await
 }
 
+/// All members stop answering without closing anything.
+pub async fn etcd_frozen(bed: &Bed) -> anyhow::Result<()> {
+    let freeze = async || {
+        for member in 0..3 {
+            bed.cluster.freeze_etcd(member).await?;
+        }
+        Ok(())
+    };
+    let thaw = async || {
+        for member in 0..3 {
+            bed.cluster.thaw_etcd(member).await?;
+        }
+        Ok(())
+    };
+    without_etcd(bed, freeze, thaw).await
+}
+
 /// All members are shut down, and come back.
 pub async fn etcd_stopped_and_started(bed: &Bed) -> anyhow::Result<()> {
-    with_failsafe(bed, async || {
-        let pool = bed.pool().await?;
-        let account = Account::open(&pool, 4);
-        account.first_ack_after(Instant::now()).await?;
+    let stop = async || {
         for member in 0..3 {
             bed.cluster.kill_etcd(member).await?;
         }
-        let result = async {
-            degraded_within(&pool, Duration::from_secs(5)).await?;
-            keeps_serving(&account, Duration::from_secs(5)).await
-        }
-        .await;
+        Ok(())
+    };
+    let start = async || {
         let starts = (0..3).map(|member| bed.cluster.start_etcd(member));
         for start in futures_util::future::join_all(starts).await {
             start?;
         }
-        result?;
-        bed.cluster.wait_etcd(Duration::from_secs(20)).await?;
-        whole_within(&pool, Duration::from_secs(5)).await?;
-        bed.cluster.wait_healthy(Duration::from_secs(60)).await?;
-        account.close(bed, false).await?;
-        Ok(pool.close().await?)
-    })
-    .await
+        bed.cluster.wait_etcd(Duration::from_secs(20)).await
+    };
+    without_etcd(bed, stop, start).await
 }
 
 /// Two of three are enough: nobody notices, whichever is lost. (With the failsafe, since an election in
