@@ -45,7 +45,7 @@ impl Meter {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Wait;
+pub(crate) struct Wait(());
 
 impl Wait {
     pub(crate) fn begin(&self) {}
@@ -54,7 +54,7 @@ impl Wait {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Export;
+pub(super) struct Export(());
 
 impl Export {
     pub(super) fn refresh(&mut self, _: &Shared, _: Duration, _: Instant) {}

@@ -132,14 +132,17 @@ pub(crate) struct Telemetry {
 }
 
 impl Telemetry {
-    pub(crate) fn new(database: &Database, now: Instant) -> Self {
-        Self {
+    /// For a pool that begins. Its gauges are there from now on.
+    pub(crate) fn start(shared: &Shared, now: Instant) -> Self {
+        let mut this = Self {
             failover: Failover::default(),
-            spans: FailoverSpans::new(database.pool.clone()),
+            spans: FailoverSpans::new(shared.database.pool.clone()),
             unavailable: Unavailable::new(now),
             export: Export::default(),
             awaited: None,
-        }
+        };
+        this.refresh(shared, now);
+        this
     }
 
     /// Something happened. `tell` is called within the failover's span, where one is going on.
