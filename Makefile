@@ -41,6 +41,8 @@ test: deps ## every test, on real clusters too (ARGS="--test cluster -- node")
 lint: deps ## format, clippy, documentation, package; licences, by cargo-deny
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	@# As its users build it, without what tests turn on.
+	cargo clippy -p leaderpool -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
 	cargo package -p leaderpool --allow-dirty
 	@if cargo deny --version >/dev/null 2>&1; then \

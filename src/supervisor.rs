@@ -75,7 +75,7 @@ impl Setup {
             demand: Arc::clone(&shared.demand),
             meter: shared.meter.clone(),
         };
-        let now = Instant::now();
+        let telemetry = Telemetry::start(shared, Instant::now());
         let supervisor = Supervisor {
             shared: Arc::clone(shared),
             topology: self.topology,
@@ -83,7 +83,7 @@ impl Setup {
             rest: self.rest,
             rest_endpoints: self.rest_endpoints,
             fallback: None,
-            telemetry: Telemetry::new(&shared.database, now),
+            telemetry,
             first_write: Arc::default(),
         };
         follow(self.source, shared, events, shared.cancel.clone());

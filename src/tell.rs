@@ -7,6 +7,9 @@ use crate::topology::{BreakerState, ClusterView, TopologyEvent, WithdrawReason};
 impl Shared {
     /// Traces the event and passes it on.
     pub(crate) fn tell(&self, event: TopologyEvent) {
+        if let TopologyEvent::BreakerChanged { member, from, to, .. } = &event {
+            self.meter.breaker_changed(member, *from, *to);
+        }
         trace(&event, &self.view.load());
         self.send(event);
     }

@@ -138,7 +138,6 @@ async fn routes(apps: &[App]) -> Result<()> {
         "leaderpool_leader_admitted{pool=\"postgres-cluster\"} 1",
         "leaderpool_epoch_timeline{pool=\"postgres-cluster\"} 1",
         "leaderpool_degraded{pool=\"postgres-cluster\"} 0",
-        "leaderpool_waiting_callers{pool=\"postgres-cluster\"} 0",
         "leaderpool_failovers_total{pool=\"postgres-cluster\",kind=\"failover\"} 0",
     ] {
         ensure!(metrics.body.lines().any(|have| have == line), "no {line} in {}", metrics.body);

@@ -50,6 +50,23 @@ fn who_lines_up_stands_behind_those_who_wait() {
 }
 
 #[test]
+fn the_peak_of_a_gap_begins_with_those_who_wait_already() {
+    let now = Instant::now();
+    let mut queue = HoldQueue::new(100, STEP);
+    let ids = queued(&mut queue, 5);
+    queue.close();
+    assert_eq!(queue.gap_peak(), 5, "it was closed already");
+    assert_eq!(queue.open(now), ids[..1]);
+    queued(&mut queue, 2);
+    assert_eq!((queue.gap_peak(), queue.peak()), (6, 6), "who comes during the ramp waits too");
+    assert_eq!(queue.tick(now + STEP), ids[1..3]);
+    queue.close();
+    assert_eq!((queue.gap_peak(), queue.peak()), (4, 6), "another gap, with those left over");
+    queued(&mut queue, 1);
+    assert_eq!((queue.gap_peak(), queue.peak()), (5, 6));
+}
+
+#[test]
 fn it_opens_at_once_where_nobody_waits() {
     let mut queue = HoldQueue::new(2, STEP);
     assert_eq!(queue.open(Instant::now()), NOBODY);

@@ -146,11 +146,6 @@ impl Failover {
         steps
     }
 
-    /// When the leader whose first write is awaited was admitted.
-    pub(super) fn awaits_write_since(&self) -> Option<Instant> {
-        self.story.as_ref()?.admitted.as_ref().map(|(_, at)| *at)
-    }
-
     fn lost(&mut self, leader: String, reason: String, now: Instant, steps: &mut Vec<Step>) {
         if let Some(story) = &mut self.story {
             let Some((admitted, at)) = story.admitted.take() else { return };

@@ -22,6 +22,7 @@ use crate::error::CheckoutError;
 use crate::node::{Node, Tally};
 use crate::pool::Shared;
 use crate::retry::Cause;
+use crate::topology::BreakerState;
 
 /// Counts what happens in one pool.
 #[derive(Debug, Clone)]
@@ -113,9 +114,14 @@ impl Meter {
     }
 
     /// A member's circuit breaker went from one state to another: `closed`, `open` or `half_open`.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the pool does not ask the breaker yet"))]
-    pub(crate) fn breaker_changed(&self, node: &str, from: &'static str, to: &'static str) {
-        self.add(&table::BREAKER_TRANSITIONS, [shared(node), from.into(), to.into()], 1);
+    pub(crate) fn breaker_changed(&self, node: &str, from: BreakerState, to: BreakerState) {
+        let name = |state| match state {
+            BreakerState::Closed => "closed",
+            BreakerState::Open => "open",
+            BreakerState::HalfOpen => "half_open",
+        };
+        let values = [shared(node), name(from).into(), name(to).into()];
+        self.add(&table::BREAKER_TRANSITIONS, values, 1);
     }
 
     fn waited(&self, role: Role, waited: Duration) {

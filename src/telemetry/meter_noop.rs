@@ -9,6 +9,7 @@ use crate::client::Role;
 use crate::error::CheckoutError;
 use crate::pool::Shared;
 use crate::retry::Cause;
+use crate::topology::BreakerState;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Meter;
@@ -40,8 +41,7 @@ impl Meter {
 
     pub(crate) fn dropped(&self, _: Queue) {}
 
-    #[expect(dead_code, reason = "the pool does not ask the breaker yet")]
-    pub(crate) fn breaker_changed(&self, _: &str, _: &'static str, _: &'static str) {}
+    pub(crate) fn breaker_changed(&self, _: &str, _: BreakerState, _: BreakerState) {}
 }
 
 #[derive(Debug, Default)]

@@ -127,19 +127,22 @@ pub(crate) struct Telemetry {
     spans: FailoverSpans,
     unavailable: Unavailable,
     export: Export,
-    /// The target whose first write is awaited.
-    awaited: Option<Arc<WriteTarget>>,
+    /// The target whose first write is awaited, and since when there is a leader.
+    awaited: Option<(Arc<WriteTarget>, Instant)>,
 }
 
 impl Telemetry {
-    pub(crate) fn new(database: &Database, now: Instant) -> Self {
-        Self {
+    /// For a pool that begins. Its gauges are there from now on.
+    pub(crate) fn start(shared: &Shared, now: Instant) -> Self {
+        let mut this = Self {
             failover: Failover::default(),
-            spans: FailoverSpans::new(database.pool.clone()),
+            spans: FailoverSpans::new(shared.database.pool.clone()),
             unavailable: Unavailable::new(now),
             export: Export::default(),
             awaited: None,
-        }
+        };
+        this.refresh(shared, now);
+        this
     }
 
     /// Something happened. `tell` is called within the failover's span, where one is going on.
@@ -153,6 +156,7 @@ impl Telemetry {
         let news = match event {
             TopologyEvent::LeaderLost { member, reason } => {
                 self.unavailable.begin(now);
+                self.awaited = None;
                 let moved_to = match reason {
                     WithdrawReason::KeyMoved { to } => Some(to.clone()),
                     _ => None,
@@ -163,7 +167,9 @@ impl Telemetry {
             TopologyEvent::Candidate { member } => Some(News::Candidate(member.clone())),
             TopologyEvent::Admitted { member, epoch } => {
                 self.unavailable.end(now);
-                self.awaited = shared.target.load_full();
+                // An epoch that grows without a loss is no other admission.
+                let since = self.awaited.take().map_or(now, |(_, since)| since);
+                self.awaited = shared.target.load_full().map(|target| (target, since));
                 Some(News::Admitted { leader: member.clone(), epoch: *epoch })
             }
             TopologyEvent::WritesLost { count, .. } => {
@@ -189,12 +195,10 @@ impl Telemetry {
 
     /// The admitted leader may have acknowledged its first write.
     pub(crate) fn look_for_first_write(&mut self, shared: &Shared, now: Instant) {
-        let at = self.awaited.as_ref().and_then(|target| target.first_write.at());
-        let Some(at) = at else { return };
+        let Some((target, admitted_at)) = &self.awaited else { return };
+        let Some(at) = target.first_write.at() else { return };
+        shared.first_writes.push(*admitted_at, at);
         self.awaited = None;
-        if let Some(admitted_at) = self.failover.awaits_write_since() {
-            shared.first_writes.push(admitted_at, at);
-        }
         self.follow(News::FirstWrite { at }, shared, now);
     }
 

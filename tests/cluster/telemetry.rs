@@ -6,13 +6,14 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use leaderpool::LeaderPool;
 use leaderpool::telemetry::CHECKOUT_WAIT;
+use leaderpool::{LeaderPool, TopologyEvent};
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder,
     SharedString, Unit,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
@@ -129,13 +130,50 @@ fn seconds(span: &Seen, field: &str) -> anyhow::Result<f64> {
     Ok(value.parse()?)
 }
 
-/// A planned change of leader leaves one trace, whose gap is the report's, and by which the seconds without
-/// a leader have grown.
-pub async fn a_switchover_is_one_trace(bed: &Bed) -> anyhow::Result<()> {
-    let name = format!("traced-{}", bed.manager);
+async fn pool_named(bed: &Bed, what: &str) -> anyhow::Result<(LeaderPool, String)> {
+    let name = format!("{what}-{}", bed.manager);
     let mut config = bed.config()?;
     config.pool.name = Some(name.clone());
-    let pool = LeaderPool::connect(config).await?;
+    Ok((LeaderPool::connect(config).await?, name))
+}
+
+/// A pool's failovers, once there are some and all have ended.
+async fn ended_traces(pool: &str) -> anyhow::Result<Vec<Seen>> {
+    eventually("the trace ends", Duration::from_secs(20), async || {
+        let all = FAILOVERS.named("leaderpool.failover").into_iter();
+        let traces: Vec<Seen> =
+            all.filter(|span| span.field("leaderpool.pool") == Some(pool)).collect();
+        let ended = traces.iter().all(|trace| trace.closed) && !traces.is_empty();
+        if ended { Ok(traces) } else { Err(format!("{traces:?}")) }
+    })
+    .await
+}
+
+fn last_ended(traces: &[Seen]) -> Option<&str> {
+    traces.last()?.field("leaderpool.failover.end")
+}
+
+/// A planned change of leader leaves one trace, whose gap is the report's, and by which the seconds without
+/// a leader have grown. It ends with a commit too, and with its pool.
+pub async fn a_switchover_is_one_trace(bed: &Bed) -> anyhow::Result<()> {
+    let (pool, name) = pool_named(bed, "traced").await?;
+    let (committing, commits) = pool_named(bed, "committing").await?;
+    let (closing, closes) = pool_named(bed, "closing").await?;
+    let mut news = closing.events();
+    let closed = tokio::spawn(async move {
+        while !matches!(news.recv().await, Ok(TopologyEvent::LeaderLost { .. }) | Err(_)) {}
+        closing.close().await
+    });
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    let committed = tokio::spawn(async move {
+        while !stopped.is_cancelled() {
+            // The outcome is the business of other scenarios.
+            let _ = committing.execute_write("UPDATE account SET id = id WHERE false", &[]).await;
+            sleep(Duration::from_millis(5)).await;
+        }
+        committing.close().await
+    });
     let labels = [("pool", name.as_str())];
     let unavailable = || metric("leaderpool_write_unavailable_seconds", &labels);
     let account = Account::open(&pool, 8);
@@ -146,17 +184,7 @@ pub async fn a_switchover_is_one_trace(bed: &Bed) -> anyhow::Result<()> {
     bed.cluster.switchover(&old, &new).await?;
     account.first_ack_elsewhere(since, &old).await?;
 
-    let failovers = &*FAILOVERS;
-    let of_pool = || {
-        let all = failovers.named("leaderpool.failover").into_iter();
-        all.filter(|span| span.field("leaderpool.pool") == Some(&name)).collect::<Vec<_>>()
-    };
-    let traces = eventually("the trace ends", Duration::from_secs(20), async || {
-        let traces = of_pool();
-        let ended = traces.iter().all(|trace| trace.closed) && !traces.is_empty();
-        if ended { Ok(traces) } else { Err(format!("{traces:?}")) }
-    })
-    .await?;
+    let traces = ended_traces(&name).await?;
     // A server that goes down may seem to be back for a moment: an interruption of its own, if a write was
     // fast enough to meet it.
     let (trace, interruptions) = traces.split_last().context("no trace")?;
@@ -172,10 +200,10 @@ pub async fn a_switchover_is_one_trace(bed: &Bed) -> anyhow::Result<()> {
     ensure!(field("leaderpool.failover.end") == "first_write", "{trace:?}");
     let held: usize = field("leaderpool.failover.writers_held").parse()?;
     ensure!((1..=8).contains(&held), "{held} writers were held");
-    ensure!(trace.events.iter().any(|event| event == "leader lost, writes are held"), "{trace:?}");
+    ensure!(trace.events.iter().any(|event| event.ends_with("writes are held")), "{trace:?}");
     ensure!(trace.events.iter().any(|event| event == "leader admitted"), "{trace:?}");
     for phase in ["election", "promotion", "first_write"] {
-        let spans = failovers.named(&format!("leaderpool.failover.{phase}"));
+        let spans = FAILOVERS.named(&format!("leaderpool.failover.{phase}"));
         let own = spans.iter().filter(|span| span.parent == Some(trace.number));
         ensure!(own.clone().all(|span| span.closed) && own.count() > 0, "no {phase}: {spans:?}");
     }
@@ -200,6 +228,13 @@ pub async fn a_switchover_is_one_trace(bed: &Bed) -> anyhow::Result<()> {
     let failover = [labels[0], ("kind", "failover")];
     ensure!(metric("leaderpool_failovers_total", &failover)? == 1.0);
     ensure!(metric("leaderpool_leader_admitted", &labels)? == 1.0);
+    let traces = ended_traces(&commits).await?;
+    ensure!(last_ended(&traces) == Some("first_write"), "{traces:?}");
+    stop.cancel();
+    committed.await??;
+    closed.await??;
+    let traces = ended_traces(&closes).await?;
+    ensure!(last_ended(&traces) == Some("closed"), "{traces:?}");
     account.close(bed, false).await?;
     pool.close().await?;
     ensure!(metric("leaderpool_leader_admitted", &labels)? == 0.0, "a closed pool has no leader");
@@ -243,10 +278,7 @@ impl Recorder for Calls {
 pub async fn the_steady_state_calls_no_recorder(bed: &Bed) -> anyhow::Result<()> {
     const WARM_UP: u64 = 10;
     const ROUNDS: u64 = 50;
-    let name = format!("steady-{}", bed.manager);
-    let mut config = bed.config()?;
-    config.pool.name = Some(name.clone());
-    let pool = LeaderPool::connect(config).await?;
+    let (pool, name) = pool_named(bed, "steady").await?;
     let round = async || {
         pool.write().await?.query_one("SELECT 1", &[]).await?;
         pool.read().await?.query_one("SELECT 1", &[]).await?;

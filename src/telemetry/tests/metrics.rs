@@ -9,8 +9,11 @@ use tokio::time::{Instant, sleep};
 use super::*;
 use crate::client::Role;
 use crate::error::CheckoutError;
+use crate::patroni::{Lsn, SystemId, Timeline};
 use crate::retry::Cause;
-use crate::telemetry::{METRICS, Meter, MetricKind, MetricUnit, Operation, Queue, Wait};
+use crate::telemetry::{METRICS, Meter, MetricKind, MetricUnit, Operation, Queue, Telemetry, Wait};
+use crate::topology::BreakerState;
+use crate::topology::{Epoch, TopologyEvent, WithdrawReason};
 
 /// A metric's name with its labels, and its value.
 fn values(snapshotter: &Snapshotter) -> BTreeMap<String, DebugValue> {
@@ -57,7 +60,7 @@ async fn every_metric_is_as_the_table_says() {
     meter.lost_writes(3);
     meter.cut("b", 4);
     meter.dropped(Queue::Supervisor);
-    meter.breaker_changed("b", "closed", "open");
+    meter.breaker_changed("b", BreakerState::Closed, BreakerState::Open);
     pool.write().await.expect_err("no server");
     let seen = async {
         loop {
@@ -158,4 +161,46 @@ async fn labels_stay_few() {
         ("timeout", 1),
     ];
     assert_eq!(causes, expected);
+}
+
+#[tokio::test]
+async fn what_the_supervisor_sees_is_counted() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _guard = ::metrics::set_default_local_recorder(&recorder);
+    let pool = pool("p");
+    let (shared, start) = (&pool.shared, Instant::now());
+    let admitted = |member: &str, timeline| TopologyEvent::Admitted {
+        member: member.into(),
+        epoch: Epoch { system_id: SystemId(1), timeline: Timeline(timeline), revision: 1 },
+    };
+    let lost = || TopologyEvent::LeaderLost {
+        member: "a".into(),
+        reason: WithdrawReason::KeyMoved { to: "b".into() },
+    };
+    let news = [
+        (1000, admitted("a", 1)),
+        (8000, lost()),
+        (8005, admitted("a", 1)),
+        (10_000, lost()),
+        (12_500, admitted("b", 2)),
+        (12_600, TopologyEvent::WritesLost { timeline: Timeline(1), switch_lsn: Lsn(9), count: 3 }),
+    ];
+    let mut telemetry = Telemetry::start(shared, start);
+    let mut told = 0;
+    for (at, event) in &news {
+        telemetry.saw(event, shared, start + Duration::from_millis(*at), || told += 1);
+    }
+    assert_eq!(told, news.len());
+    // The pool's own tasks have had no turn yet.
+    let values = values(&snapshotter);
+    assert_eq!(gauge(&values, "leaderpool_write_unavailable_seconds pool=p"), 3.505);
+    assert_eq!(counter(&values, "leaderpool_lost_writes_total pool=p"), 3);
+    for (kind, gap) in [("interruption", 0.005), ("failover", 2.5)] {
+        let labels = format!("pool=p kind={kind}");
+        assert_eq!(counter(&values, &format!("leaderpool_failovers_total {labels}")), 1);
+        let gaps = values.get(&format!("leaderpool_failover_gap_seconds {labels}"));
+        assert_eq!(gaps, Some(&DebugValue::Histogram(vec![gap.into()])));
+    }
+    pool.close().await.expect("nothing is out");
 }
