@@ -19,5 +19,5 @@ pub use rest::{RestCluster, RestMember};
 pub use snapshot::{ClusterSnapshot, LeaderKey, RawKey, RejectedKey};
 pub use values::{
     DynamicConfig, FailoverRequest, HistoryLine, Member, MemberRole, MemberState, Status,
-    SyncState, Tags, ValueError, parse_history, parse_history_file,
+    SyncState, Tags, ValueError, parse_history, parse_history_file, write_history,
 };
