@@ -5,7 +5,7 @@
 //! endpoint.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -40,8 +40,8 @@ pub(super) struct Links {
 struct Link {
     endpoint: String,
     client: Mutex<Option<Client>>,
-    /// etcd said that it has no users.
-    without_user: std::sync::atomic::AtomicBool,
+    /// etcd said that it has no users: the next connection is made without ours.
+    without_user: AtomicBool,
 }
 
 impl Links {
@@ -116,7 +116,7 @@ impl Links {
             options = options.with_tls(tls.clone());
         }
         if let (Some(user), Some(password)) = (&self.settings.username, &self.settings.password)
-            && !link.without_user.load(Ordering::Relaxed)
+            && !link.without_user.swap(false, Ordering::Relaxed)
         {
             options = options
                 .with_user(user.clone(), password.expose().to_owned())
@@ -128,10 +128,7 @@ impl Links {
             Ok(Err(error)) => {
                 let failure = Failure::of(&error);
                 if failure.kind == FailureKind::AuthIsOff {
-                    tracing::warn!(
-                        endpoint = link.endpoint,
-                        "etcd has no users: going on without one"
-                    );
+                    tracing::debug!(endpoint = link.endpoint, "etcd has no users");
                     link.without_user.store(true, Ordering::Relaxed);
                 }
                 // Logging in changes nothing: there is no unknown outcome.
@@ -178,11 +175,13 @@ impl Links {
                     Err(failure) => {
                         let endpoint = self.endpoint(index);
                         tracing::debug!(endpoint, reason = failure.reason, "etcd attempt failed");
+                        if !matches!(failure.kind, FailureKind::Lease | FailureKind::Refused) {
+                            self.forget(index);
+                        }
                         if !failure.kind.try_elsewhere() {
                             return Err(fatal(endpoint, failure));
                         }
                         round.note(index, failure);
-                        self.forget(index);
                         self.move_on_from(index);
                     }
                 }
@@ -217,8 +216,18 @@ impl Links {
         let left = within.saturating_sub(began.elapsed()).max(TOO_LATE);
         match timeout(left, operation(client)).await {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(Failure::of(&error)),
+            Ok(Err(error)) => Err(self.perhaps_bare(Failure::of(&error))),
             Err(_) => Err(Failure::silent(within)),
+        }
+    }
+
+    /// A connection from before etcd had users names none: the next one will.
+    fn perhaps_bare(&self, failure: Failure) -> Failure {
+        let bare =
+            failure.kind == FailureKind::Auth && failure.reason.contains("user name is empty");
+        match bare && self.settings.username.is_some() {
+            true => Failure { kind: FailureKind::Reconnect, ..failure },
+            false => failure,
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use etcd_client::{Client, Permission, PermissionType};
-use leaderpool_agent::dcs::{Acquired, DcsError, Session};
+use leaderpool_agent::dcs::{Acquired, DcsError, DcsSettings, Session};
 
 use crate::bed::{Etcd, MINUTE, eventually, member, ready};
 
@@ -42,9 +42,18 @@ async fn users_and_their_tokens() -> Result<()> {
     settings.password = Some("agentpw".into());
     settings.timing.ttl = Duration::from_secs(20);
     // While etcd has no users yet, ours is left out.
-    let early = ready(settings.clone()).await?;
-    early.shutdown().await;
+    let early = ready(DcsSettings { name: "early".into(), ..settings.clone() }).await?;
     enable_users(&mut etcd.client().await).await?;
+    // And once it has some, it is named.
+    early.put_member(&member("early", "with users")).await?;
+    eventually("it goes on", MINUTE, async || {
+        early.refresh_now(Duration::from_secs(1)).await?;
+        early.read().await?;
+        ensure!(early.view().is_current());
+        Ok(())
+    })
+    .await?;
+    early.shutdown().await;
 
     let wrong = refused(&etcd, Some(("agent", "wrong"))).await?;
     ensure!(matches!(wrong, DcsError::AuthFailed { .. }), "{wrong:?}");
