@@ -21,5 +21,5 @@ pub use rest::{RestCluster, RestMember};
 pub use snapshot::{ClusterSnapshot, LeaderKey, RawKey, RejectedKey};
 pub use values::{
     DynamicConfig, HistoryLine, Member, MemberRole, MemberState, Status, SyncState, Tags,
-    ValueError, parse_history, parse_history_file,
+    ValueError, parse_history, parse_history_file, write_history,
 };

@@ -409,6 +409,22 @@ pub fn parse_history(value: &[u8]) -> Result<Vec<HistoryLine>, ValueError> {
         .collect())
 }
 
+/// Writes the value of `history`, as Patroni does: arrays of three to five elements.
+#[must_use]
+pub fn write_history(lines: &[HistoryLine]) -> String {
+    let lines = lines.iter().map(|line| {
+        let mut fields =
+            vec![line.timeline.0.into(), line.switch_lsn.0.into(), line.reason.as_str().into()];
+        // The leader's place is behind the time's.
+        if line.at.is_some() || line.new_leader.is_some() {
+            fields.push(line.at.clone().unwrap_or_default().into());
+        }
+        fields.extend(line.new_leader.clone().map(Value::String));
+        Value::Array(fields)
+    });
+    Value::Array(lines.collect()).to_string()
+}
+
 /// Reads a timeline history file of PostgreSQL: lines of timeline, switch point and reason, separated by
 /// tabs; `#` begins a comment. `None` where a line makes no sense.
 #[must_use]
@@ -484,6 +500,14 @@ mod tests {
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0].new_leader.as_deref(), Some("pg1"));
         assert_eq!(lines[1].switch_lsn, Lsn(99));
+    }
+
+    #[test]
+    fn history_is_written_as_patroni_writes_it() {
+        let text = r#"[[1,67109256,"no recovery target specified","2026-11-23T13:09:21+00:00","pg1"],[2,99,"x"]]"#;
+        let lines = parse_history(text.as_bytes()).expect("reads");
+        assert_eq!(write_history(&lines), text);
+        assert_eq!(write_history(&[]), "[]");
     }
 
     #[test]
