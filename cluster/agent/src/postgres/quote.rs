@@ -177,7 +177,10 @@ mod tests {
     #[test]
     fn words_follow_the_shell_without_expanding() {
         let split = |line| split_words(line).unwrap();
-        assert_eq!(split("/bin/cb  a 'b c' \"d \\\" e\" f\\ g"), ["/bin/cb", "a", "b c", "d \" e", "f g"]);
+        assert_eq!(
+            split("/bin/cb  a 'b c' \"d \\\" e\" f\\ g"),
+            ["/bin/cb", "a", "b c", "d \" e", "f g"]
+        );
         assert_eq!(split("x '' $HOME *"), ["x", "", "$HOME", "*"]);
         assert!(split_words("a 'b").is_err());
         assert!(split_words("a \\").is_err());

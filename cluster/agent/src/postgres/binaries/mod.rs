@@ -6,7 +6,7 @@ mod version;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub(crate) use tool::{Tool, ToolOutput, scrub_for_server};
+pub(crate) use tool::{Tool, scrub_for_server};
 pub use tool::{ToolError, ToolFailure};
 pub use version::{NEWEST, OLDEST, Version};
 

@@ -139,6 +139,11 @@ impl Tool {
         self
     }
 
+    pub(crate) fn in_dir(mut self, cwd: &Path) -> Self {
+        self.cwd = cwd.to_owned();
+        self
+    }
+
     pub(crate) fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
@@ -297,8 +302,19 @@ impl<R: AsyncRead + Unpin> Captured<R> {
 
 /// Variables by which a caller's environment would make libpq's programs connect elsewhere.
 const LIBPQ: [&str; 13] = [
-    "PGDATA", "PGPORT", "PGHOST", "PGHOSTADDR", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGDATABASE",
-    "PGSERVICE", "PGSERVICEFILE", "PGOPTIONS", "PGTARGETSESSIONATTRS", "PGREQUIREAUTH",
+    "PGDATA",
+    "PGPORT",
+    "PGHOST",
+    "PGHOSTADDR",
+    "PGUSER",
+    "PGPASSWORD",
+    "PGPASSFILE",
+    "PGDATABASE",
+    "PGSERVICE",
+    "PGSERVICEFILE",
+    "PGOPTIONS",
+    "PGTARGETSESSIONATTRS",
+    "PGREQUIREAUTH",
 ];
 
 fn scrub_for_tool(command: &mut Command) {
@@ -314,8 +330,12 @@ pub(crate) fn scrub_for_server(command: &mut Command) {
     for (key, _) in std::env::vars_os() {
         let name = key.to_string_lossy();
         let ours = name.starts_with("PATRONI_") || name.starts_with("KUBERNETES_");
-        let systemds = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID"];
-        if ours || systemds.contains(&&*name) || ["PGDATA", "PGPORT", "PGPASSWORD"].contains(&&*name) {
+        let systemds =
+            ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID"];
+        if ours
+            || systemds.contains(&&*name)
+            || ["PGDATA", "PGPORT", "PGPASSWORD"].contains(&&*name)
+        {
             command.env_remove(&key);
         }
     }
@@ -375,16 +395,21 @@ mod tests {
 
     #[tokio::test]
     async fn much_output_is_bounded_and_does_not_block() {
-        let output = sh("head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2").run().await.unwrap();
+        let output =
+            sh("head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2").run().await.unwrap();
         assert_eq!((output.stdout.len(), output.stderr.len()), (KEPT, KEPT));
     }
 
     #[tokio::test]
     async fn a_deadline_stops_it_and_its_children() {
         let marker = format!("7{}", std::process::id());
-        let script = format!("trap '' INT; sleep {marker} & echo waiting >&2; wait; sleep {marker}");
+        let script =
+            format!("trap '' INT; sleep {marker} & echo waiting >&2; wait; sleep {marker}");
         let error = sh(&script).deadline(Duration::from_millis(300)).run().await.unwrap_err();
-        assert!(matches!(&error, ToolError::TimedOut { said, .. } if said.contains("waiting")), "{error}");
+        assert!(
+            matches!(&error, ToolError::TimedOut { said, .. } if said.contains("waiting")),
+            "{error}"
+        );
         assert_gone(&marker).await;
     }
 
@@ -399,9 +424,9 @@ mod tests {
     async fn assert_gone(marker: &str) {
         for _ in 0..100 {
             let lists = std::fs::read_dir("/proc").unwrap().flatten();
-            let left = lists.filter_map(|e| std::fs::read(e.path().join("cmdline")).ok()).any(|line| {
-                line.split(|b| *b == 0).any(|word| word == marker.as_bytes())
-            });
+            let left = lists
+                .filter_map(|e| std::fs::read(e.path().join("cmdline")).ok())
+                .any(|line| line.split(|b| *b == 0).any(|word| word == marker.as_bytes()));
             if !left {
                 return;
             }

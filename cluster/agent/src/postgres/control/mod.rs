@@ -91,7 +91,9 @@ pub enum ControlError {
     #[error(transparent)]
     Tool(#[from] ToolError),
     /// Its answer lacks a line.
-    #[error("pg_controldata's answer has no usable line {0:?}: is it of the same version as the data?")]
+    #[error(
+        "pg_controldata's answer has no usable line {0:?}: is it of the same version as the data?"
+    )]
     Missing(&'static str),
 }
 

@@ -85,7 +85,9 @@ fn sync_dir_of(path: &Path) -> Result<(), FileError> {
 /// # Errors
 /// When the directory cannot be opened or synchronised.
 pub(crate) fn sync_dir(dir: &Path) -> Result<(), FileError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| FileError::new("synchronise", dir, e))
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|e| FileError::new("synchronise", dir, e))
 }
 
 /// Removes a file, if there is one; says whether there was.

@@ -12,23 +12,47 @@ use crate::postgres::settings::{Account, ServerSettings, Upstream};
 /// Parameters that are given on the command line, where `ALTER SYSTEM` and included files cannot override them. What
 /// standbys need to agree on with their primary is among them.
 pub const FORCED: [&str; 13] = [
-    "listen_addresses", "port", "cluster_name", "wal_level", "hot_standby", "max_connections",
-    "max_wal_senders", "max_prepared_transactions", "max_locks_per_transaction",
-    "track_commit_timestamp", "max_replication_slots", "max_worker_processes", "wal_log_hints",
+    "listen_addresses",
+    "port",
+    "cluster_name",
+    "wal_level",
+    "hot_standby",
+    "max_connections",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+    "track_commit_timestamp",
+    "max_replication_slots",
+    "max_worker_processes",
+    "wal_log_hints",
 ];
 
 /// Parameters of recovery: nothing but the agent may set them, or a standby might be promoted, paused or led
 /// elsewhere behind its back.
 pub const RECOVERY: [&str; 15] = [
-    "archive_cleanup_command", "primary_conninfo", "primary_slot_name", "promote_trigger_file",
-    "recovery_end_command", "recovery_min_apply_delay", "recovery_target", "recovery_target_action",
-    "recovery_target_inclusive", "recovery_target_lsn", "recovery_target_name",
-    "recovery_target_time", "recovery_target_timeline", "recovery_target_xid", "restore_command",
+    "archive_cleanup_command",
+    "primary_conninfo",
+    "primary_slot_name",
+    "promote_trigger_file",
+    "recovery_end_command",
+    "recovery_min_apply_delay",
+    "recovery_target",
+    "recovery_target_action",
+    "recovery_target_inclusive",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_timeline",
+    "recovery_target_xid",
+    "restore_command",
 ];
 
 /// Of these, what settings may name: the rest follows from the cluster's state.
 const FROM_SETTINGS: [&str; 4] = [
-    "archive_cleanup_command", "recovery_end_command", "recovery_min_apply_delay", "restore_command",
+    "archive_cleanup_command",
+    "recovery_end_command",
+    "recovery_min_apply_delay",
+    "restore_command",
 ];
 
 const HEAD: &str = "\
@@ -128,7 +152,8 @@ pub fn recovery_parameters(
             own(&mut out, &settings.recovery);
             out.insert("recovery_target_timeline", "latest".to_owned());
             for target in ["", "_name", "_time", "_xid", "_lsn"] {
-                let name = RECOVERY.iter().find(|n| n.strip_prefix("recovery_target") == Some(target));
+                let name =
+                    RECOVERY.iter().find(|n| n.strip_prefix("recovery_target") == Some(target));
                 out.extend(name.map(|name| (*name, String::new())));
             }
             let slot = upstream.as_ref().and_then(|u| u.slot.clone()).unwrap_or_default();
@@ -245,7 +270,7 @@ pub fn forced_parameters(
 
 /// `postgresql.auto.conf` without the parameters that only the agent may set; `None` where it has none.
 #[must_use]
-pub fn without_recovery(auto_conf: &str) -> Option<String> {
+pub(super) fn without_recovery(auto_conf: &str) -> Option<String> {
     let sets_recovery = |line: &str| {
         let name = line.trim_start().split(|c: char| c == '=' || c.is_whitespace()).next();
         name.is_some_and(|name| RECOVERY.contains(&name.to_ascii_lowercase().as_str()))
@@ -390,7 +415,8 @@ mod tests {
 
     #[test]
     fn auto_conf_loses_recovery_only() {
-        let text = "# Do not edit\nwork_mem = '8MB'\nPrimary_Conninfo = 'host=x'\nrestore_command='y'\n";
+        let text =
+            "# Do not edit\nwork_mem = '8MB'\nPrimary_Conninfo = 'host=x'\nrestore_command='y'\n";
         assert_eq!(without_recovery(text).as_deref(), Some("# Do not edit\nwork_mem = '8MB'\n"));
         assert_eq!(without_recovery("work_mem = '8MB'\n"), None);
     }

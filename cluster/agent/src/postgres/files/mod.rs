@@ -10,8 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub use atomic::write_atomically;
-pub(crate) use atomic::{remove_if_there, sync_dir};
 use atomic::write_through_links;
+pub(crate) use atomic::{remove_if_there, sync_dir};
 pub use conf::{FORCED, RECOVERY, Raised, Recovery, connection_words, forced_parameters, pgpass};
 pub use conf::{postgresql_conf, recovery_parameters};
 pub use sockets::SocketDirs;
@@ -104,7 +104,8 @@ impl<'a> ConfigFiles<'a> {
             written.conf |= self.clean_auto_conf()?;
         }
         let lines = |lines: &Vec<String>| lines.join("\n") + "\n";
-        if let Some(hba) = self.settings.pg_hba.as_ref().filter(|_| !self.is_elsewhere("hba_file")) {
+        if let Some(hba) = self.settings.pg_hba.as_ref().filter(|_| !self.is_elsewhere("hba_file"))
+        {
             let path = self.settings.config_dir().join(HBA);
             written.hba = write_through_links(&path, &lines(hba), MODE, self.identity)?;
         }
@@ -163,7 +164,9 @@ impl<'a> ConfigFiles<'a> {
                     text = found;
                     break;
                 }
-                Ok(_) => tracing::warn!(path = %base.display(), "it is lost; an empty one is written"),
+                Ok(_) => {
+                    tracing::warn!(path = %base.display(), "it is lost; an empty one is written");
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(FileError::new("read", path, error)),
             }

@@ -51,6 +51,15 @@ pub enum StartError {
     /// A file cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A rewind was begun and not ended.
+    #[error(
+        "the data in {} are half rewound: they are of no use until they are rewound to a leader, or replaced by a copy",
+        data_dir.display()
+    )]
+    HalfRewound {
+        /// The data directory.
+        data_dir: PathBuf,
+    },
     /// The program cannot be run.
     #[error("cannot start {}: {source}", program.display())]
     Spawn {
@@ -117,7 +126,11 @@ impl Launch<'_> {
     /// Starts a server and sets it in the fence. What an earlier one left is first cleared away, for which
     /// `deadline` holds; the server is then on its way up when this returns. Cancel-safe: there is no await
     /// between the start and the return.
-    pub(crate) async fn start(&self, fence: &Fence, deadline: Instant) -> Result<Server, StartError> {
+    pub(crate) async fn start(
+        &self,
+        fence: &Fence,
+        deadline: Instant,
+    ) -> Result<Server, StartError> {
         self.identity.prepare_data_dir(self.data_dir)?;
         let program = self.binaries.program("postgres");
         let exe = file_id(&program);
@@ -161,7 +174,8 @@ impl Launch<'_> {
             return Ok((Stdio::inherit(), Stdio::inherit(), LogTail::Elsewhere));
         };
         let open = |source| FileError::new("open", path, source);
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(open)?;
+        let file =
+            OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(open)?;
         self.identity.own(path)?;
         let from = file.metadata().map_err(open)?.len();
         let copy = file.try_clone().map_err(open)?;

@@ -70,7 +70,8 @@ impl PidFile {
         let data_dir = lines.next()?.to_owned();
         let started = lines.next().and_then(|line| line.trim().parse().ok());
         let port = lines.next().and_then(|line| line.trim().parse().ok());
-        let text = |line: Option<&str>| line.map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned);
+        let text =
+            |line: Option<&str>| line.map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned);
         let socket_dir = text(lines.next());
         let address = text(lines.next());
         let shmem = lines.next().and_then(|line| line.split_whitespace().nth(1)?.parse().ok());

@@ -4,8 +4,8 @@ use std::ffi::CStr;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{CWD, Mode, OFlags, openat, statat};
 use rustix::fs::{AtFlags, RawDir};
+use rustix::fs::{CWD, Mode, OFlags, openat, statat};
 
 /// Ticks of the clock that `/proc` counts in: fixed by the kernel's interface.
 const TICKS_PER_SECOND: u64 = 100;
@@ -154,7 +154,8 @@ mod tests {
 
     #[test]
     fn a_name_with_brackets_and_blanks() {
-        let line = b"4321 (a) (b c) S 77 4321 4321 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 998877 1 2";
+        let line =
+            b"4321 (a) (b c) S 77 4321 4321 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 998877 1 2";
         let stat = Stat::parse(line).unwrap();
         assert_eq!((stat.pid, stat.state, stat.parent, stat.started), (4321, b'S', 77, 998_877));
         assert_eq!(Stat::parse(b"12 (x"), None);

@@ -83,7 +83,10 @@ pub(crate) async fn clear_remains(
     if first == 0 {
         return Ok(stranger);
     }
-    tracing::warn!(attached = first, "processes of an earlier PostgreSQL are left: they are killed");
+    tracing::warn!(
+        attached = first,
+        "processes of an earlier PostgreSQL are left: they are killed"
+    );
     fence.set(Target { server: None, exe, data_dir: file_id(data_dir) });
     loop {
         let Some(attached @ 1..) = attached_to(shmem) else { return Ok(stranger) };

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::Child;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -16,7 +15,7 @@ use super::fence::{Fence, Target, wait_for_end};
 use super::launch::{LogTail, StartError};
 use super::pidfile::{PidFile, PostmasterStatus};
 use super::procfs::{Proc, file_id};
-use super::watch::DirWatch;
+use super::watch::{DirWatch, wait_readable};
 
 /// How far the clock may have been set between a server's start and now for it still to be recognised by its start
 /// time, where nothing better can be seen.
@@ -96,7 +95,7 @@ impl Server {
             exe,
             data_dir: file_id(data_dir),
         });
-        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
+        let pidfd = wait_readable(pidfd)?;
         let (child, data_dir, fence) = (child.map(Mutex::new), data_dir.to_owned(), fence.clone());
         Ok(Self { pid, pidfd, child, data_dir, log, fence })
     }
@@ -180,6 +179,12 @@ impl Server {
         Ok(self.signal(Signal::USR1)?)
     }
 
+    /// Whether a process is one of its children.
+    pub(crate) fn is_parent_of(&self, pid: i32) -> bool {
+        let own = self.pid.as_raw_nonzero().get();
+        Proc::open().ok().and_then(|proc| proc.stat(pid)).is_some_and(|stat| stat.parent == own)
+    }
+
     pub(crate) fn data_dir(&self) -> &Path {
         &self.data_dir
     }
@@ -233,7 +238,8 @@ pub(super) fn look(file: &PidFile, data_dir: &Path) -> Result<Found, AdoptError>
     let Some(pid) = Pid::from_raw(number).filter(|_| number > 1 || own != 1) else {
         return Ok(Found::Nothing);
     };
-    let watch = |source: rustix::io::Errno| AdoptError::Watch { pid: number, source: source.into() };
+    let watch =
+        |source: rustix::io::Errno| AdoptError::Watch { pid: number, source: source.into() };
     // The pidfd first: whatever is looked up after it is of this process, as long as that lives.
     let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
@@ -248,9 +254,7 @@ pub(super) fn look(file: &PidFile, data_dir: &Path) -> Result<Found, AdoptError>
         (Some(cwd), Some(dir)) => cwd == dir && number != own,
         // A container's root may not look at other users' processes: then their age must do.
         _ => match (file.started, proc.started_at(number)) {
-            (Some(noted), Some(seen)) => {
-                number != own && noted.abs_diff(seen) <= CLOCK_TOLERANCE
-            }
+            (Some(noted), Some(seen)) => number != own && noted.abs_diff(seen) <= CLOCK_TOLERANCE,
             _ => false,
         },
     };

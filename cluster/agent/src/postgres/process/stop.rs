@@ -94,7 +94,9 @@ pub enum StopError {
         took: Duration,
     },
     /// It may not be signalled.
-    #[error("cannot signal PostgreSQL (process {pid}): {source}; run the agent as its user, or as root")]
+    #[error(
+        "cannot signal PostgreSQL (process {pid}): {source}; run the agent as its user, or as root"
+    )]
     Signal {
         /// Its process id.
         pid: u32,

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
@@ -14,16 +15,25 @@ const LOOK: Duration = Duration::from_millis(5);
 /// How often to look even so, should an event be lost.
 const LOOK_ANYWAY: Duration = Duration::from_millis(200);
 
+/// Has the runtime tell when a descriptor can be read.
+///
+/// tokio deprecates this for types that may answer with another descriptor each time they are asked, and wants `unsafe` for
+/// the rest. An `OwnedFd` always answers with the one it owns.
+#[allow(deprecated, reason = "sound for an OwnedFd, and without `unsafe` there is no other way")]
+pub(super) fn wait_readable(fd: Arc<OwnedFd>) -> std::io::Result<AsyncFd<Arc<OwnedFd>>> {
+    AsyncFd::with_interest(fd, Interest::READABLE)
+}
+
 /// Watches directories (not what lies in their subdirectories).
 #[derive(Debug)]
 pub(crate) struct DirWatch {
-    events: Option<AsyncFd<OwnedFd>>,
+    events: Option<AsyncFd<Arc<OwnedFd>>>,
 }
 
 impl DirWatch {
     /// Watches `dirs`. Never fails: where the kernel cannot tell, it is looked often.
     pub(crate) fn on(dirs: &[&Path]) -> Self {
-        let watch = || -> std::io::Result<AsyncFd<OwnedFd>> {
+        let watch = || -> std::io::Result<AsyncFd<Arc<OwnedFd>>> {
             let fd = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
             let events = WatchFlags::CREATE
                 | WatchFlags::MODIFY
@@ -33,7 +43,7 @@ impl DirWatch {
             for dir in dirs {
                 add_watch(&fd, *dir, events)?;
             }
-            AsyncFd::with_interest(fd, Interest::READABLE)
+            wait_readable(Arc::new(fd))
         };
         let events = watch();
         if let Err(error) = &events {
