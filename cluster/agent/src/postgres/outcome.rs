@@ -15,7 +15,7 @@ use super::session::{PendingRestart, RejectedLine, SessionError};
 pub struct Started {
     /// It.
     pub server: Arc<Server>,
-    /// Whether it is a standby or a primary.
+    /// How far it has come, by its own account.
     pub status: PostmasterStatus,
     /// From the request until it took connections.
     pub took: Duration,

@@ -130,12 +130,20 @@ async fn make(session: &Session, account: &NewAccount) -> Result<(), AccountErro
     run(session, user, &format!("{verb} {}", role_clause(account)?)).await
 }
 
-/// The password must not come into the server's log, or into the statistics of statements.
+/// Makes the server silent about what follows: the password must not come into its log, or into the statistics of
+/// statements. Sent by itself, since a message is logged before any of it is carried out.
+const QUIET: &str = "SET synchronous_commit = local; SET log_statement = none; SET log_duration = off; \
+    SET log_min_duration_statement = -1; SET log_min_duration_sample = -1; SET log_transaction_sample_rate = 0; \
+    SET log_min_error_statement = panic; SET track_activities = off; \
+    SET pg_stat_statements.track_utility = off; SET pgaudit.log = none";
+
 async fn run(session: &Session, user: &str, sql: &str) -> Result<(), AccountError> {
-    let quiet = "SET synchronous_commit = local; SET log_statement = none; \
-                 SET log_min_duration_statement = -1; SET log_min_error_statement = panic; \
-                 SET pg_stat_statements.track_utility = off; SET pgaudit.log = none; ";
-    let done = session.run_apart("create a role", &format!("{quiet}{sql}"), EACH).await;
+    let quiet = if session.version().major >= 13 {
+        QUIET.to_owned()
+    } else {
+        QUIET.replace("SET log_min_duration_sample = -1; ", "")
+    };
+    let done = session.run_apart("create a role", &[&quiet, sql], EACH).await;
     done.map_err(|source| AccountError::Session { user: user.to_owned(), source })
 }
 

@@ -12,18 +12,18 @@ pub const NAME: &str = "postmaster.pid";
 pub enum PostmasterStatus {
     /// It recovers, and takes no connections yet.
     Starting,
-    /// It is in recovery, and takes connections that read.
+    /// It is in recovery and takes no connections, being configured so (`hot_standby` is off).
     Standby,
-    /// It is out of recovery, and takes connections.
+    /// It takes connections: as a primary, or as a standby for reading.
     Ready,
     /// It shuts down.
     Stopping,
 }
 
 impl PostmasterStatus {
-    /// Whether connections are taken.
+    /// Whether it has come as far as it is configured to.
     #[must_use]
-    pub fn accepts_connections(self) -> bool {
+    pub fn is_up(self) -> bool {
         matches!(self, Self::Standby | Self::Ready)
     }
 

@@ -208,7 +208,7 @@ impl Server {
         let mut watch = DirWatch::on(&[&self.data_dir]);
         let ready = async {
             loop {
-                if let Some(status) = self.status().filter(|s| s.accepts_connections()) {
+                if let Some(status) = self.status().filter(|s| s.is_up()) {
                     return status;
                 }
                 watch.changed().await;

@@ -11,9 +11,10 @@ use crate::postgres::settings::Upstream;
 
 /// How often the server is asked.
 const LOOK: Duration = Duration::from_millis(5);
-/// How often the server is made to try again. By itself it rests `wal_retrieve_retry_interval`, five seconds by default,
-/// between attempts, and an upstream that is just being promoted refuses the first.
-const NUDGE: Duration = Duration::from_millis(250);
+/// How soon the server is made to try again, at first and at most. By itself it rests `wal_retrieve_retry_interval`, five
+/// seconds by default, between attempts, and an upstream that is just being promoted refuses the first.
+const NUDGE: Duration = Duration::from_millis(100);
+const NUDGE_AT_MOST: Duration = Duration::from_secs(1);
 
 /// A standby that receives from its upstream.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,7 +76,7 @@ pub(crate) async fn wait_streaming(
 ) -> Result<Streaming, FollowError> {
     let begin = Instant::now();
     let watch = async {
-        let mut nudge = begin + NUDGE;
+        let (mut rest, mut nudge) = (NUDGE, begin + NUDGE);
         loop {
             let state = session.state().await;
             let (receiver, in_recovery) = match state {
@@ -99,7 +100,8 @@ pub(crate) async fn wait_streaming(
                 return Err(FollowError::NotStreaming { upstream, seen: receiver, after });
             }
             if receiver.is_none() && now >= nudge {
-                nudge = now + NUDGE;
+                rest = (rest + rest / 2).min(NUDGE_AT_MOST);
+                nudge = now + rest;
                 retry_now(server, session).await;
             }
             sleep(LOOK).await;

@@ -242,7 +242,8 @@ impl Session {
         Ok(row.await?.get(0))
     }
 
-    /// Runs statements on a connection of their own, without a statement timeout, so that they hold nothing else up.
+    /// Runs statements, each by itself, on a connection of their own, without a statement timeout, so that they hold nothing
+    /// else up.
     /// Cancel-safe: when the future is dropped, the connection is closed, and the server gives up at its next chance.
     ///
     /// # Errors
@@ -250,13 +251,16 @@ impl Session {
     pub async fn run_apart(
         &self,
         what: &'static str,
-        sql: &str,
+        statements: &[&str],
         within: Duration,
     ) -> Result<(), SessionError> {
         let link = connect(&self.target()).await?;
         let run = async {
             link.client.batch_execute("SET statement_timeout = 0").await?;
-            link.client.batch_execute(sql).await
+            for sql in statements {
+                link.client.batch_execute(sql).await?;
+            }
+            Ok(())
         };
         match timeout(within, run).await {
             Ok(done) => done.map_err(|source| SessionError::Query { what, source }),
@@ -272,7 +276,7 @@ impl Session {
     /// # Errors
     /// When it fails, or has not ended after `within`.
     pub async fn checkpoint(&self, within: Duration) -> Result<(), SessionError> {
-        self.run_apart("write a checkpoint", "CHECKPOINT", within).await
+        self.run_apart("write a checkpoint", &["CHECKPOINT"], within).await
     }
 }
 
