@@ -127,8 +127,9 @@ impl Postgres {
         tracing::info!(pid = server.pid(), "found PostgreSQL running");
         let mut current = self.current();
         current.server = Some(Arc::clone(&server));
-        if current.recovery == Recovery::None && site.files().is_standby() {
-            current.recovery = Recovery::Standby(None);
+        // Until it is told whom to follow it goes on following whom it follows.
+        if current.recovery == Recovery::None {
+            current.recovery = site.files().recovery_as_found();
         }
         drop(current);
         Ok(Some(server))
@@ -246,14 +247,19 @@ impl Postgres {
     fn recovery_as_found(&self) -> Recovery {
         let recovery = self.recovery();
         match recovery {
-            Recovery::Standby(_) if !self.site().files().is_standby() => Recovery::None,
+            Recovery::Standby(_) | Recovery::StandbyAsFound(_)
+                if !self.site().files().is_standby() =>
+            {
+                Recovery::None
+            }
             Recovery::Target(_) | Recovery::AsFound => Recovery::None,
             other => other,
         }
     }
 
     /// Waits until the control file says that it has written its last checkpoint, while it stops: from then on nothing new can
-    /// come, and the leader lock may go to another, though senders and the archiver may still be busy. Cancel-safe.
+    /// come, and the leader lock may go to another, though senders and the archiver may still be busy. Returns also when it has
+    /// ended without that: look at the state. Bounded by the stop itself. Cancel-safe.
     ///
     /// # Errors
     /// When the control file cannot be read.
@@ -321,7 +327,17 @@ impl Postgres {
         let mut applied = Applied { written, ..Applied::default() };
         let Some(server) = self.server() else { return Ok(applied) };
         if written.any() {
-            let before = self.session.load_time().await?;
+            let before = match self.session.load_time().await {
+                Ok(before) => before,
+                // It is still coming up: then it reads the new files, but there is nobody to ask what it made of them.
+                Err(error @ SessionError::Connect { .. }) => {
+                    tracing::debug!(%error, "reloading a server that takes no connections yet");
+                    server.reload().map_err(ApplyError::Signal)?;
+                    applied.reloaded = true;
+                    return Ok(applied);
+                }
+                Err(error) => return Err(error.into()),
+            };
             server.reload().map_err(ApplyError::Signal)?;
             let deadline = Instant::now() + site.settings.pg_ctl_timeout;
             applied.rejected = self.session.wait_reloaded(&before, deadline).await?;

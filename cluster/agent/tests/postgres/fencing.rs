@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use leaderpool_agent::postgres::Postgres;
+use leaderpool_agent::postgres::control::DataState;
 use leaderpool_agent::postgres::files::Recovery;
 use leaderpool_agent::postgres::process::{FenceSignal, Fenced, StopMode, StopPlan};
+use leaderpool_agent::postgres::rejoin::shutdown_checkpoint;
 use leaderpool_testbed::process::scan;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;
@@ -108,6 +111,40 @@ async fn the_fence_kills_everything_from_a_plain_thread() {
     assert!(error.contains("fence"), "{error}");
     fence.release();
     pg.start_and_wait(Recovery::None, soon()).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_last_checkpoint_is_seen_before_the_server_has_ended() {
+    let bed = Bed::new().await;
+    let mut settings = bed.settings(0);
+    settings.parameters.insert("archive_mode".into(), "on".into());
+    // An archiver that takes its time holds the server up, but not what it has to hand over.
+    settings.parameters.insert("archive_command".into(), "sleep 3".into());
+    let pg = Postgres::open(settings).await.unwrap();
+    pg.bootstrap(&bootstrap(), soon()).await.unwrap();
+    bed.superuser(0)
+        .await
+        .batch_execute("CREATE TABLE t (n int); SELECT pg_switch_wal()")
+        .await
+        .unwrap();
+    let begin = Instant::now();
+    let plan = fast();
+    let stop = pg.stop(&plan);
+    tokio::pin!(stop);
+    let control = tokio::select! {
+        _ = &mut stop => panic!("the archiver should have held it up"),
+        control = pg.wait_shut_down_state() => control.unwrap(),
+    };
+    print_time("fast stop: the last checkpoint is seen", begin.elapsed());
+    assert_eq!(control.state, DataState::ShutDown);
+    let shutdown = shutdown_checkpoint(&pg.site(), &control).await.unwrap().unwrap();
+    // The segment is closed before the shutdown's record, which a standby need not have.
+    assert!(
+        shutdown.last_content < shutdown.begin && shutdown.begin < shutdown.end,
+        "{shutdown:?}"
+    );
+    stop.await.unwrap();
+    print_time("fast stop: ended, after the archiver", begin.elapsed());
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 //! A new cluster, its accounts, starting, crashing, being found again.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use leaderpool_agent::postgres::bootstrap::{BootstrapSettings, NewAccount};
+use leaderpool::patroni::Timeline;
+use leaderpool_agent::postgres::bootstrap::{BootstrapSettings, CustomBootstrap, NewAccount};
 use leaderpool_agent::postgres::control::DataState;
 use leaderpool_agent::postgres::files::Recovery;
 use leaderpool_agent::postgres::process::{Identity, PostmasterStatus, StopMode};
@@ -181,6 +183,67 @@ async fn a_later_agent_finds_the_server_and_watches_it() {
     let other = bed.open(0).await;
     other.adopt().unwrap().unwrap();
     assert!(other.stop(&fast()).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_standby_that_is_found_goes_on_following() {
+    let bed = Bed::new().await;
+    let (pg0, _) = bed.primary(0).await;
+    let (pg1, started) = bed.standby(1, (&pg0, 0)).await;
+    drop((pg1, started));
+    let pg1 = bed.open(1).await;
+    let server = pg1.adopt().unwrap().unwrap();
+    let receiver = pg1.session().state().await.unwrap().receiver.unwrap().pid;
+    let mut settings = bed.settings(1);
+    settings.parameters.insert("work_mem".into(), "7MB".into());
+    assert!(pg1.apply(settings).await.unwrap().reloaded);
+    let upstream = bed.upstream(0, 1);
+    pg1.follow(Some(upstream.clone())).await.unwrap();
+    pg1.wait_streaming(&upstream, soon()).await.unwrap();
+    let now = pg1.session().state().await.unwrap().receiver.unwrap();
+    assert_eq!(now.pid, receiver, "it was not interrupted");
+    assert!(server.is_running());
+}
+
+#[tokio::test]
+async fn a_new_cluster_from_a_backup() {
+    let bed = Bed::new().await;
+    let (pg0, _) = bed.primary(0).await;
+    let client = bed.superuser(0).await;
+    client
+        .batch_execute("CREATE TABLE t (n int); ALTER ROLE postgres PASSWORD 'another'")
+        .await
+        .unwrap();
+    let pg1 = bed.open(1).await;
+    let bin = pg1.site().binaries.dir().display().to_string();
+    let script = bed.home(1).join("restore.sh");
+    let text = format!(
+        "#!/bin/sh\nset -e\necho \"$@\" > {}/arguments\nPGPASSWORD='rep:secret\\' {bin}/pg_basebackup -w -D {} -h 127.0.0.1 -p {} -U replicator -c fast -X stream\n",
+        bed.home(1).display(),
+        bed.home(1).join("data").display(),
+        bed.port(0)
+    );
+    std::fs::write(&script, text).unwrap();
+    let custom = CustomBootstrap {
+        name: "restore".into(),
+        command: format!("/bin/sh {}", script.display()),
+        recovery_conf: BTreeMap::from([
+            ("restore_command".to_owned(), "false".to_owned()),
+            ("recovery_target_timeline".to_owned(), "latest".to_owned()),
+        ]),
+        ..CustomBootstrap::default()
+    };
+    let settings = BootstrapSettings { custom: Some(custom), ..BootstrapSettings::default() };
+    pg1.bootstrap(&settings, soon()).await.unwrap();
+    let arguments = std::fs::read_to_string(bed.home(1).join("arguments")).unwrap();
+    assert!(arguments.contains("--scope=batman --datadir="), "{arguments}");
+    let state = pg1.session().state().await.unwrap();
+    assert!(!state.in_recovery && state.timeline == Some(Timeline(2)), "{state:?}");
+    // The passwords are those of the configuration, whatever the backup had.
+    bed.superuser(1).await.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+    let files = std::fs::read_to_string(bed.home(1).join("data/postgresql.conf")).unwrap();
+    assert!(!files.contains("restore_command = 'false'"), "the target is forgotten");
+    pg0.stop(&fast()).await.unwrap();
 }
 
 #[tokio::test]

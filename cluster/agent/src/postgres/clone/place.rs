@@ -20,7 +20,7 @@ pub enum PlaceError {
     Occupied(PathBuf),
     /// There is something else.
     #[error(
-        "{} is not empty, and {found:?} in it is nothing of PostgreSQL's: it was not touched; empty it, or set data_dir to another directory",
+        "{} is not empty, and {found:?} in it is nothing of PostgreSQL's: it was not touched; empty it, or set data_dir to another directory (or one below)",
         path.display()
     )]
     Strange {
@@ -149,7 +149,7 @@ fn unescaped(text: &str) -> String {
 
 /// Whether a name in a data directory is one that PostgreSQL, its tools or its managers give.
 fn is_postgresqls(name: &str) -> bool {
-    const NAMES: [&str; 10] = [
+    const NAMES: [&str; 9] = [
         "PG_VERSION",
         "base",
         "global",
@@ -157,7 +157,6 @@ fn is_postgresqls(name: &str) -> bool {
         "current_logfiles",
         "standby.signal",
         "recovery.signal",
-        "lost+found",
         "patroni.dynamic.json",
         "promote",
     ];

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use super::sockets::SocketDirs;
 use crate::postgres::binaries::Version;
 use crate::postgres::control::ControlData;
-use crate::postgres::quote::{conf_value, conninfo, pgpass_field};
+use crate::postgres::quote::{conf_value, conninfo, pgpass_field, read_conf_value};
 use crate::postgres::settings::{Account, ServerSettings, Upstream};
 
 /// Parameters that are given on the command line, where `ALTER SYSTEM` and included files cannot override them. What
@@ -67,6 +67,9 @@ pub enum Recovery {
     None,
     /// Follow this upstream; without one, whatever `restore_command` brings.
     Standby(Option<Upstream>),
+    /// Follow whomever the files that were found say, with these parameters: a standby that was taken on and has not been
+    /// told yet whom to follow.
+    StandbyAsFound(BTreeMap<String, String>),
     /// Recover to a target and then be a primary, with these parameters: a restored backup.
     Target(BTreeMap<String, String>),
     /// Whatever a custom bootstrap has set up: nothing is written and nothing taken away.
@@ -147,6 +150,14 @@ pub fn recovery_parameters(
                 }
             }
             out.entry("recovery_target_action").or_insert_with(|| "promote".to_owned());
+        }
+        Recovery::StandbyAsFound(found) => {
+            for name in RECOVERY {
+                if let Some(value) = found.get(name) {
+                    out.insert(name, value.clone());
+                }
+            }
+            own(&mut out, &settings.recovery);
         }
         Recovery::Standby(upstream) => {
             own(&mut out, &settings.recovery);
@@ -266,6 +277,20 @@ pub fn forced_parameters(
         }
     }
     (forced.into_iter().collect(), raised)
+}
+
+/// The parameters of recovery that a configuration file sets.
+#[must_use]
+pub fn read_recovery(conf: &str) -> BTreeMap<String, String> {
+    let entry = |line: &str| {
+        let line = line.trim_start();
+        let end = line.find(|c: char| c == '=' || c.is_whitespace())?;
+        let name = line[..end].to_ascii_lowercase();
+        let value = line[end..].trim_start();
+        let value = value.strip_prefix('=').unwrap_or(value);
+        RECOVERY.contains(&name.as_str()).then(|| (name, read_conf_value(value)))
+    };
+    conf.lines().filter_map(entry).collect()
 }
 
 /// `postgresql.auto.conf` without the parameters that only the agent may set; `None` where it has none.
@@ -411,6 +436,22 @@ mod tests {
         assert_eq!(two, "\\:\\:1:1:*:rep:a\\:b\n/run:2:*:rep:a\\:b\nlocalhost:2:*:rep:a\\:b\n");
         let none = Account { password: None, ..account };
         assert_eq!(pgpass("h", "1", &none), None);
+    }
+
+    #[test]
+    fn what_another_manager_wrote_is_read_back_and_kept() {
+        let text = "work_mem = '1MB'\nprimary_conninfo = 'host=a password=o''x'\nPRIMARY_SLOT_NAME='s'\nrecovery_target_timeline latest\n";
+        let found = read_recovery(text);
+        assert_eq!(found["primary_conninfo"], "host=a password=o'x");
+        assert_eq!((found["primary_slot_name"].as_str(), found.len()), ("s", 3));
+        let kept = postgresql_conf(&settings(), PG15, "x", &Recovery::StandbyAsFound(found));
+        for line in [
+            "primary_conninfo = 'host=a password=o''x'",
+            "primary_slot_name = 's'",
+            "restore_command = 'cp a b'",
+        ] {
+            assert!(kept.lines().any(|l| l == line), "{line} is missing in\n{kept}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub use atomic::write_atomically;
 use atomic::write_through_links;
 pub(crate) use atomic::{remove_if_there, sync_dir};
 pub use conf::{FORCED, RECOVERY, Raised, Recovery, connection_words, forced_parameters, pgpass};
-pub use conf::{postgresql_conf, recovery_parameters};
+pub use conf::{postgresql_conf, read_recovery, recovery_parameters};
 pub use sockets::SocketDirs;
 
 use super::binaries::Version;
@@ -179,7 +179,7 @@ impl<'a> ConfigFiles<'a> {
         let want = match recovery {
             Recovery::AsFound => return Ok(()),
             Recovery::None => None,
-            Recovery::Standby(_) => Some(&standby),
+            Recovery::Standby(_) | Recovery::StandbyAsFound(_) => Some(&standby),
             Recovery::Target(_) => Some(&target),
         };
         if let Some(path) = want {
@@ -198,6 +198,18 @@ impl<'a> ConfigFiles<'a> {
     #[must_use]
     pub fn is_standby(&self) -> bool {
         self.data(STANDBY).exists()
+    }
+
+    /// What the files say about recovery: of a server that was started by another agent, or another manager.
+    #[must_use]
+    pub fn recovery_as_found(&self) -> Recovery {
+        if !self.is_standby() {
+            return Recovery::None;
+        }
+        let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
+        let mut found = read_recovery(&read(self.conf()));
+        found.extend(read_recovery(&read(self.data(AUTO))));
+        Recovery::StandbyAsFound(found)
     }
 
     /// Removes the files that say so.

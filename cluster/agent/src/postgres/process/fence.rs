@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process, pidfd_send_signal};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::procfs::{FileId, Proc};
 
@@ -60,8 +61,7 @@ struct Shared {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Target {
     pub(super) server: Option<(Pid, Arc<OwnedFd>)>,
-    /// The program that the server runs, and where it works: orphans are known by these.
-    pub(super) exe: Option<FileId>,
+    /// Where the server works: orphans are known by that.
     pub(super) data_dir: Option<FileId>,
 }
 
@@ -163,7 +163,7 @@ impl FenceHandle {
         wait_for_end(pidfd.as_fd(), patience)
     }
 
-    /// Kills the server with all its processes, by SIGKILL. Blocks until they are gone: milliseconds, and two
+    /// Kills the server with all its processes, by SIGKILL. Blocks until they are gone: milliseconds, and three
     /// seconds at the very most.
     ///
     /// Killing the postmaster alone is not enough: a session that is busy goes on, and may still commit. Nor is its
@@ -176,16 +176,14 @@ impl FenceHandle {
         if let Some((pid, pidfd)) = &target.server {
             let number = pid.as_raw_nonzero().get();
             any = send(pidfd, Signal::STOP) == Fenced::Sent;
+            let end = Bound::from_now();
             // Until it is seen to be stopped, a child may be born after the list was read.
-            for _ in 0..500 {
-                let halted = match self.proc.stat(number) {
-                    None => break,
-                    Some(stat) => stat.is_stopped() || stat.is_zombie(),
-                };
+            while let Some(stat) = self.proc.stat(number) {
+                let halted = stat.is_stopped() || stat.is_zombie();
                 let left = kill_where(&self.proc, |pid| {
                     self.proc.stat(pid).is_some_and(|s| s.parent == number && !s.is_zombie())
                 });
-                if halted && left == 0 {
+                if (halted && left == 0) || end.has_passed() {
                     break;
                 }
                 pause();
@@ -193,15 +191,16 @@ impl FenceHandle {
             send(pidfd, Signal::KILL);
         }
         let mut none_left = true;
-        if let (Some(dir), Some(exe)) = (target.data_dir, target.exe) {
-            for _ in 0..500 {
+        if let Some(dir) = target.data_dir {
+            let end = Bound::from_now();
+            loop {
                 // What is already dead works nowhere any more.
                 let left = kill_where(&self.proc, |pid| {
-                    self.proc.cwd(pid) == Some(dir) && self.proc.exe(pid) == Some(exe)
+                    self.proc.cwd(pid) == Some(dir) && self.proc.runs_postgres(pid)
                 });
                 any |= left > 0;
                 none_left = left == 0;
-                if none_left {
+                if none_left || end.has_passed() {
                     break;
                 }
                 pause();
@@ -226,6 +225,21 @@ impl FenceHandle {
             }
         }
         self.last.clone()
+    }
+}
+
+/// The end of what is done at most for a second.
+struct Bound(Timespec);
+
+impl Bound {
+    fn from_now() -> Self {
+        let now = clock_gettime(ClockId::Monotonic);
+        Self(Timespec { tv_sec: now.tv_sec + 1, ..now })
+    }
+
+    fn has_passed(&self) -> bool {
+        let now = clock_gettime(ClockId::Monotonic);
+        (now.tv_sec, now.tv_nsec) >= (self.0.tv_sec, self.0.tv_nsec)
     }
 }
 

@@ -12,7 +12,6 @@ use tokio::time::Instant;
 
 use super::fence::Fence;
 use super::pidfile::PostmasterStatus;
-use super::procfs::file_id;
 use super::remains::{RemainsError, clear_remains};
 use super::server::{Server, ServerExit};
 use super::{DataDirError, Identity};
@@ -133,8 +132,7 @@ impl Launch<'_> {
     ) -> Result<Server, StartError> {
         self.identity.prepare_data_dir(self.data_dir)?;
         let program = self.binaries.program("postgres");
-        let exe = file_id(&program);
-        let stranger = clear_remains(self.data_dir, exe, fence, deadline).await?;
+        let stranger = clear_remains(self.data_dir, fence, deadline).await?;
         let (out, err, log) = self.output()?;
         // A session of its own, so that neither a terminal's Ctrl-C nor our end reaches it. `setsid` and
         // `setpriv` become the server: its process id is that of our child.
@@ -163,7 +161,7 @@ impl Launch<'_> {
         let gone = || spawn(std::io::Error::other("it ended at once"));
         let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed())).ok_or_else(gone)?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| spawn(e.into()))?;
-        let server = Server::new(pid, pidfd, Some(child), self.data_dir, exe, log, fence);
+        let server = Server::new(pid, pidfd, Some(child), self.data_dir, log, fence);
         let server = server.map_err(spawn)?;
         tracing::info!(pid = server.pid(), data_dir = %self.data_dir.display(), "PostgreSQL is starting");
         Ok(server)

@@ -4,8 +4,7 @@ use std::ffi::CStr;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, RawDir};
-use rustix::fs::{CWD, Mode, OFlags, openat, statat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, openat, readlinkat_raw, statat};
 
 /// Ticks of the clock that `/proc` counts in: fixed by the kernel's interface.
 const TICKS_PER_SECOND: u64 = 100;
@@ -85,9 +84,14 @@ impl Proc {
         self.id_of(pid, "cwd")
     }
 
-    /// The program of a process, where we may see it.
-    pub(crate) fn exe(&self, pid: i32) -> Option<FileId> {
-        self.id_of(pid, "exe")
+    /// Whether the program of a process is PostgreSQL's server, where we may see it. By its name: after an upgrade what runs
+    /// is no longer the file of that name.
+    pub(crate) fn runs_postgres(&self, pid: i32) -> bool {
+        let (mut path, mut target) = ([0; 32], [0; 4096]);
+        let Some(link) = join(&mut path, pid, "exe") else { return false };
+        let Ok(length) = readlinkat_raw(&self.0, link, &mut target[..]) else { return false };
+        let name = target[..length].rsplit(|b| *b == b'/').next().unwrap_or_default();
+        matches!(name.strip_suffix(b" (deleted)").unwrap_or(name), b"postgres" | b"postmaster")
     }
 
     fn id_of(&self, pid: i32, link: &str) -> Option<FileId> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::fence::{Fence, Target};
-use super::procfs::{FileId, attached_to, file_id};
+use super::procfs::{attached_to, file_id};
 use super::server::{AdoptError, Found, look, read_pid_file};
 
 /// How often the count is read. There is no event for it; the wait is mostly over at the first look.
@@ -65,7 +65,6 @@ pub(crate) fn running_pid(data_dir: &Path) -> Result<Option<i32>, AdoptError> {
 /// When a server runs, or something is left at the deadline.
 pub(crate) async fn clear_remains(
     data_dir: &Path,
-    exe: Option<FileId>,
     fence: &Fence,
     deadline: Instant,
 ) -> Result<Option<i32>, RemainsError> {
@@ -87,7 +86,7 @@ pub(crate) async fn clear_remains(
         attached = first,
         "processes of an earlier PostgreSQL are left: they are killed"
     );
-    fence.set(Target { server: None, exe, data_dir: file_id(data_dir) });
+    fence.set(Target { server: None, data_dir: file_id(data_dir) });
     loop {
         let Some(attached @ 1..) = attached_to(shmem) else { return Ok(stranger) };
         if Instant::now() >= deadline {

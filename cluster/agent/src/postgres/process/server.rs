@@ -85,16 +85,11 @@ impl Server {
         pidfd: OwnedFd,
         child: Option<Child>,
         data_dir: &Path,
-        exe: Option<super::procfs::FileId>,
         log: LogTail,
         fence: &Fence,
     ) -> std::io::Result<Self> {
         let pidfd = Arc::new(pidfd);
-        fence.set(Target {
-            server: Some((pid, Arc::clone(&pidfd))),
-            exe,
-            data_dir: file_id(data_dir),
-        });
+        fence.set(Target { server: Some((pid, Arc::clone(&pidfd))), data_dir: file_id(data_dir) });
         let pidfd = wait_readable(pidfd)?;
         let (child, data_dir, fence) = (child.map(Mutex::new), data_dir.to_owned(), fence.clone());
         Ok(Self { pid, pidfd, child, data_dir, log, fence })
@@ -114,9 +109,8 @@ impl Server {
             }),
             Found::Running(pid, pidfd) => {
                 let number = pid.as_raw_nonzero().get();
-                let exe = Proc::open().ok().and_then(|proc| proc.exe(number));
                 let log = LogTail::Elsewhere;
-                Self::new(pid, pidfd, None, data_dir, exe, log, fence)
+                Self::new(pid, pidfd, None, data_dir, log, fence)
                     .map(Some)
                     .map_err(|source| AdoptError::Watch { pid: number, source })
             }

@@ -32,7 +32,7 @@ pub(super) async fn recover(
     deadline: Instant,
 ) -> Result<ControlData, RejoinError> {
     let begin = Instant::now();
-    clear_remains(site.data_dir(), None, fence, deadline).await?;
+    clear_remains(site.data_dir(), fence, deadline).await?;
     site.files().remove_signals()?;
     let mut tool = site.tool("postgres").arg("--single").arg("-D").arg(site.data_dir());
     tool = tool.arg(format!("--config-file={}", site.files().conf().display()));

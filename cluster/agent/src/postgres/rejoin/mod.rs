@@ -94,7 +94,16 @@ pub enum RejoinError {
         /// That state.
         state: DataState,
     },
-    /// pg_rewind failed.
+    /// The leader went away while the data were rewound to it. They are to be rewound again, to it or its successor.
+    #[error("{leader} was lost while rewinding to it: {source}")]
+    LeaderLost {
+        /// The leader.
+        leader: String,
+        /// What pg_rewind said.
+        #[source]
+        source: ToolError,
+    },
+    /// pg_rewind failed, and the leader is well.
     #[error("cannot rewind to {leader}: {source}")]
     Rewind {
         /// The leader.
@@ -109,7 +118,13 @@ impl RejoinError {
     /// Whether trying again later may help, without anybody doing anything: the leader is not there, or not ready.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Source(_) | Self::LeaderNotReady { .. } | Self::Remains(_))
+        matches!(
+            self,
+            Self::Source(_)
+                | Self::LeaderNotReady { .. }
+                | Self::LeaderLost { .. }
+                | Self::Remains(_)
+        )
     }
 
     /// Whether only a fresh copy helps.

@@ -101,7 +101,15 @@ pub(super) async fn rewind(
             if !error.stderr().contains("rewinding from last common checkpoint") {
                 remove_if_there(&mark)?;
             }
-            return Err(RejoinError::Rewind { leader: leader.name.clone(), source: error });
+            // Where the leader has gone meanwhile, it is no wonder, and no reason to give the data up.
+            let leader_is_there =
+                source::readiness(site, leader).await.is_ok_and(|r| !r.in_recovery);
+            let leader = leader.name.clone();
+            return Err(if leader_is_there {
+                RejoinError::Rewind { leader, source: error }
+            } else {
+                RejoinError::LeaderLost { leader, source: error }
+            });
         }
     };
     let changed = !output.stderr.contains("no rewind required")
