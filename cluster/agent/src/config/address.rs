@@ -187,16 +187,12 @@ impl Found<'_> {
         default_port: Option<u16>,
         reading: &mut Reading,
     ) -> Option<HostPort> {
-        let text = self.text(reading)?;
+        let help = "write `host:port`, an IPv6 address in brackets: `[2001:db8::1]:5432`";
+        let text = self.text_or_error(help, reading)?;
         match host_port(&text, default_port) {
             Ok(address) => Some(address),
             Err(fault) => {
-                reading.error(
-                    Code::InvalidAddress,
-                    &self.at,
-                    fault.message(),
-                    "write `host:port`, an IPv6 address in brackets: `[2001:db8::1]:5432`",
-                );
+                reading.error(Code::InvalidAddress, &self.at, fault.message(), help);
                 None
             }
         }
@@ -215,7 +211,8 @@ impl Found<'_> {
 
     /// Addresses to listen on.
     pub(super) fn listen(&self, default_port: u16, reading: &mut Reading) -> Option<Listen> {
-        let text = self.text(reading)?;
+        let help = "write `host:port`; `0.0.0.0:8008`, `*:8008` and `[::]:8008` are every address";
+        let text = self.text_or_error(help, reading)?;
         match listen(&text, default_port) {
             Ok((listen, with_port)) => {
                 if !with_port {
@@ -225,12 +222,7 @@ impl Found<'_> {
                 Some(listen)
             }
             Err(fault) => {
-                reading.error(
-                    Code::InvalidAddress,
-                    &self.at,
-                    fault.message(),
-                    "write `host:port`; `0.0.0.0:8008`, `*:8008` and `[::]:8008` are every address",
-                );
+                reading.error(Code::InvalidAddress, &self.at, fault.message(), help);
                 None
             }
         }

@@ -1,20 +1,24 @@
 //! `bootstrap`: how a new cluster is made. Only read where there is none yet.
 
+use std::fmt;
+
 use serde_json::Value as Json;
 
 use super::Secret;
 use super::command::Command;
 use super::diagnostics::{Code, Diagnostic, Severity};
 use super::dynamic::{self, Dynamic};
+use super::hba::{self, Lines};
 use super::options::{self, ToolOption};
-use super::section::{Found, Reading, Section, Texts, Verdict};
+use super::parameters::Settings;
+use super::section::{Found, Reading, Section, Verdict};
 use super::yaml::{Data, Resolved};
 
 /// How a new cluster is made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bootstrap {
     /// What goes into `/config`, as it was written.
-    pub dcs: Json,
+    pub dcs: Document,
     /// The same, understood.
     pub dynamic: Dynamic,
     /// How the data directory comes about.
@@ -22,11 +26,21 @@ pub struct Bootstrap {
     /// Options for `initdb`. User name and password are not among them.
     pub initdb: Vec<ToolOption>,
     /// Lines to add to `pg_hba.conf` where the configuration has no other `pg_hba`.
-    pub pg_hba: Vec<String>,
+    pub pg_hba: Lines,
     /// Users to make in the new cluster.
     pub users: Vec<BootstrapUser>,
     /// Run in the new cluster, with a connection string as its last argument; if it fails, so does the bootstrap.
     pub post_bootstrap: Option<Command>,
+}
+
+/// A JSON object that is only handed on. `Debug` does not show what is in it.
+#[derive(Clone, PartialEq)]
+pub struct Document(pub Json);
+
+impl fmt::Debug for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("{…}")
+    }
 }
 
 /// How the first data directory comes about.
@@ -53,7 +67,7 @@ pub struct CustomBootstrap {
     /// Whether its recovery settings are kept as it made them.
     pub keep_existing_recovery_conf: bool,
     /// Recovery settings for the first start.
-    pub recovery_conf: Texts,
+    pub recovery_conf: Settings,
     /// More arguments: `--name=value`.
     pub arguments: Vec<(String, Secret)>,
 }
@@ -103,7 +117,7 @@ pub(super) fn read(mut section: Section<'_>, reading: &mut Reading) -> Bootstrap
         .unwrap_or_default();
     let pg_hba = section
         .find("pg_hba", reading)
-        .map(|found| super::hba::lines(&found, reading))
+        .map(|found| hba::lines(&found, reading))
         .unwrap_or_default();
     let users = users(&mut section, reading);
     let post = section.find_renamed("post_bootstrap", &["post_init"], reading);
@@ -158,7 +172,7 @@ pub(super) fn read(mut section: Section<'_>, reading: &mut Reading) -> Bootstrap
             Verdict::Unknown
         }
     });
-    Bootstrap { dcs, dynamic, method, initdb, pg_hba, users, post_bootstrap }
+    Bootstrap { dcs: Document(dcs), dynamic, method, initdb, pg_hba, users, post_bootstrap }
 }
 
 fn is_method(found: &Found<'_>) -> bool {
@@ -184,7 +198,7 @@ fn custom(name: &str, found: &Found<'_>, reading: &mut Reading) -> Option<Custom
 }
 
 /// Every key as text: what is handed on to PostgreSQL. Booleans become `on` and `off`.
-pub(super) fn texts(section: &Section<'_>, reading: &mut Reading) -> Texts {
+pub(super) fn texts(section: &Section<'_>, reading: &mut Reading) -> Settings {
     section
         .rest()
         .into_iter()

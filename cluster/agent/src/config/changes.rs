@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::effective::{Effective, Role};
-use super::parameters::{Context, Lookup, lookup, same_value};
+use super::parameters::{Context, Lookup, ServerVersion, lookup, same_value};
 
 /// What `pg_settings` says of one setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +14,18 @@ pub struct ServerSetting {
     pub vartype: String,
     /// `unit`: `kB`, `8kB`, `ms`, ….
     pub unit: Option<String>,
+}
+
+impl ServerSetting {
+    /// What PostgreSQL of `version` itself says of a setting; `None` where it has none of that name. `context` is
+    /// one of `internal`, `postmaster` and `sighup`, which stands for all the others.
+    #[must_use]
+    pub fn usual(name: &str, version: ServerVersion) -> Option<Self> {
+        match lookup(name, version) {
+            Lookup::Found(setting) => Some(setting.facts()),
+            Lookup::Elsewhere { .. } | Lookup::Unknown => None,
+        }
+    }
 }
 
 /// One setting that is to have another value.
@@ -126,14 +138,11 @@ impl Effective {
         if let Some(facts) = settings.get(&name.to_ascii_lowercase()) {
             return facts.clone();
         }
-        match lookup(name, self.server.version) {
-            Lookup::Found(setting) => setting.facts(),
-            _ => ServerSetting {
-                context: "sighup".to_owned(),
-                vartype: "string".to_owned(),
-                unit: None,
-            },
-        }
+        ServerSetting::usual(name, self.server.version).unwrap_or_else(|| ServerSetting {
+            context: "sighup".to_owned(),
+            vartype: "string".to_owned(),
+            unit: None,
+        })
     }
 
     /// All that no other part of [`Changes`] is about.

@@ -1,13 +1,27 @@
 //! Commands as they are written in a configuration: split into words as a shell would, run without one.
 
+use std::fmt;
+
 use super::diagnostics::Code;
 use super::section::{Found, Reading};
 
 /// A program and its arguments. The agent adds its own arguments behind them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// `Debug` shows the program alone: an argument may be a password.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Command {
     /// The program first. Never empty.
     pub words: Vec<String>,
+}
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let program = self.words.first().map_or("", String::as_str);
+        match self.words.len() {
+            0 | 1 => write!(f, "`{program}`"),
+            many => write!(f, "`{program} …` ({} arguments)", many - 1),
+        }
+    }
 }
 
 impl Found<'_> {

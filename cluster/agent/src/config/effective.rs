@@ -7,10 +7,11 @@ use std::time::Duration;
 use super::command::Command;
 use super::diagnostics::{Code, Diagnostic, Diagnostics, Severity};
 use super::dynamic::{Dynamic, SlotKind, SynchronousMode};
+use super::hba::Lines;
 use super::load::Config;
 use super::options::ToolOption;
 use super::parameters::{
-    COMMAND_LINE, Instance, Parameter, Parameters, Server, is_cluster_wide, render,
+    COMMAND_LINE, Instance, Parameter, Parameters, Server, Settings, is_cluster_wide, render,
 };
 use super::postgresql::{ByRole, Callbacks, ReplicaProgram, ServerOptions};
 use super::tags::Tags;
@@ -91,13 +92,13 @@ pub enum Role {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServerFiles {
     /// All settings, by name.
-    pub parameters: BTreeMap<String, String>,
+    pub parameters: Settings,
     /// Settings for a server that follows.
-    pub recovery: BTreeMap<String, String>,
+    pub recovery: Settings,
     /// The lines of `pg_hba.conf`; `None`: it is left as it is.
-    pub pg_hba: Option<Vec<String>>,
+    pub pg_hba: Option<Lines>,
     /// The lines of `pg_ident.conf`; `None`: it is left as it is.
-    pub pg_ident: Option<Vec<String>>,
+    pub pg_ident: Option<Lines>,
 }
 
 impl ServerFiles {
@@ -159,7 +160,7 @@ impl Layers<'_> {
         diagnostics: &mut Diagnostics,
     ) -> Parameters {
         let mut all = of(self.dynamic).clone();
-        for (name, parameter) in of(self.local) {
+        for (name, parameter) in of(self.local).iter() {
             if is_cluster_wide(name) {
                 let managed = matches!(name.as_str(), "listen_addresses" | "port" | "cluster_name");
                 if !managed {
@@ -210,61 +211,59 @@ impl Config {
         let logical = dynamic.slots.values().any(|slot| slot.kind != SlotKind::Physical);
         let base = layers.parameters(|o| &o.parameters, &mut diagnostics);
         let recovery = layers.pick(|o| &o.recovery_conf).unwrap_or_default();
-        let mut files = |parameters: &Parameters,
-                         pg_hba: Option<Vec<String>>,
-                         pg_ident: Option<Vec<String>>| {
-            let rendered = render(parameters, &recovery, &instance, &server);
-            diagnostics.extend(rendered.diagnostics);
-            let mut files = ServerFiles {
-                parameters: rendered.parameters,
-                recovery: rendered.recovery,
-                pg_hba,
-                pg_ident,
-            };
-            // A replica must not remove what a logical slot still reads.
-            if logical && use_slots {
-                files.parameters.insert("hot_standby_feedback".to_owned(), "on".to_owned());
-            }
-            let pairs = [("hba_file", &mut files.pg_hba), ("ident_file", &mut files.pg_ident)];
-            for (name, lines) in pairs {
-                let Some(parameter) = parameters.get(name) else { continue };
-                if lines.take().is_some() {
-                    let message =
-                        format!("`{name}` names a file of its own, so lines are given twice");
-                    diagnostics.push(
-                        Diagnostic::new(
-                            Severity::Warning,
-                            Code::NoEffect,
-                            &parameter.origin,
-                            &parameter.path,
-                            message,
-                        )
-                        .done("the file counts; the configuration's lines are not written"),
-                    );
+        let mut files =
+            |parameters: &Parameters, pg_hba: Option<Lines>, pg_ident: Option<Lines>| {
+                let rendered = render(parameters, &recovery, &instance, &server);
+                diagnostics.extend(rendered.diagnostics);
+                let mut files = ServerFiles {
+                    parameters: rendered.parameters,
+                    recovery: rendered.recovery,
+                    pg_hba,
+                    pg_ident,
+                };
+                // A replica must not remove what a logical slot still reads.
+                if logical && use_slots {
+                    files.parameters.insert("hot_standby_feedback".to_owned(), "on".to_owned());
                 }
-            }
-            files
-        };
+                let pairs = [("hba_file", &mut files.pg_hba), ("ident_file", &mut files.pg_ident)];
+                for (name, lines) in pairs {
+                    let Some(parameter) = parameters.get(name) else { continue };
+                    if lines.take().is_some() {
+                        let message =
+                            format!("`{name}` names a file of its own, so lines are given twice");
+                        diagnostics.push(
+                            Diagnostic::new(
+                                Severity::Warning,
+                                Code::NoEffect,
+                                &parameter.origin,
+                                &parameter.path,
+                                message,
+                            )
+                            .done("the file counts; the configuration's lines are not written"),
+                        );
+                    }
+                }
+                files
+            };
         let hba = layers.pick(|o| &o.pg_hba);
         let ident = layers.pick(|o| &o.pg_ident);
         let plain = files(&base, hba.clone(), ident.clone());
         let by_role = {
-            let mut one = |parameters: [&Parameters; 2],
-                           own_hba: Option<Vec<String>>,
-                           own_ident: Option<Vec<String>>| {
-                if parameters.iter().all(|p| p.is_empty())
-                    && own_hba.is_none()
-                    && own_ident.is_none()
-                {
-                    return None;
-                }
-                let mut all = base.clone();
-                for (name, parameter) in parameters.into_iter().flatten() {
-                    all.insert(name.clone(), parameter.clone());
-                }
-                let hba = own_hba.or_else(|| hba.clone());
-                Some(files(&all, hba, own_ident.or_else(|| ident.clone())))
-            };
+            let mut one =
+                |parameters: [&Parameters; 2], own_hba: Option<Lines>, own_ident: Option<Lines>| {
+                    if parameters.iter().all(|p| p.is_empty())
+                        && own_hba.is_none()
+                        && own_ident.is_none()
+                    {
+                        return None;
+                    }
+                    let mut all = base.clone();
+                    for (name, parameter) in parameters.into_iter().flat_map(|p| p.iter()) {
+                        all.insert(name.clone(), parameter.clone());
+                    }
+                    let hba = own_hba.or_else(|| hba.clone());
+                    Some(files(&all, hba, own_ident.or_else(|| ident.clone())))
+                };
             let (d, l) = (&dynamic.postgresql, local);
             ByRole {
                 primary: one(

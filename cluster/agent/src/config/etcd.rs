@@ -64,7 +64,7 @@ pub(super) fn read(mut section: Section<'_>, reading: &mut Reading) -> Option<Et
 
     let srv = section.find_renamed("srv", &["discovery_srv", "srv_domain"], reading);
     let suffix = section.find("srv_suffix", reading);
-    let faults = reading.diagnostics.len();
+    let errors = reading.diagnostics.count(Severity::Error);
 
     // Patroni takes the first of these, in this order.
     let mut endpoints = Vec::new();
@@ -117,10 +117,12 @@ pub(super) fn read(mut section: Section<'_>, reading: &mut Reading) -> Option<Et
         let message = "a suffix for a look-up in DNS, which the agent does not do";
         reading.warning(Code::EtcdSrv, &found.at, message, "ignored");
     }
-    if endpoints.is_empty() && reading.diagnostics.len() == faults {
-        reading.error(Code::Missing, section.at(), "no endpoint of etcd is given", HELP);
-    } else if endpoints.is_empty() && srv.is_some() {
-        let message = "no endpoint of etcd is given but for the look-up in DNS";
+    // Where an endpoint is wrong, that was said already.
+    if endpoints.is_empty() && reading.diagnostics.count(Severity::Error) == errors {
+        let message = match srv {
+            Some(_) => "no endpoint of etcd is given but for the look-up in DNS",
+            None => "no endpoint of etcd is given",
+        };
         reading.error(Code::Missing, section.at(), message, HELP);
     }
     if endpoints.iter().any(|endpoint| endpoint.tls) && ca.is_none() {
@@ -176,7 +178,7 @@ struct Url {
 
 /// `http(s)://(user:password@)host:port`.
 fn url(found: &Found<'_>, reading: &mut Reading) -> Option<Url> {
-    let text = found.text(reading)?;
+    let text = found.text_or_error(HELP, reading)?;
     let (scheme, rest) = text.split_once("://").unwrap_or(("http", &text));
     let tls = match scheme {
         "http" => false,

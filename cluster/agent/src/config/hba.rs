@@ -3,29 +3,50 @@
 //! They go into the files as they are written, in their order. One line that PostgreSQL does not understand keeps
 //! the server from starting, so they are looked at here, where the line's number in the configuration is known.
 
+use std::fmt;
 use std::net::IpAddr;
+use std::ops::Deref;
 
 use super::diagnostics::{Code, Diagnostic, Severity};
 use super::section::{At, Found, Reading};
 use super::yaml::Data;
 
+/// Lines of a file. `Debug` tells only how many: an LDAP line has a password in it.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Lines(pub Vec<String>);
+
+impl fmt::Debug for Lines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} lines", self.0.len())
+    }
+}
+
+impl Deref for Lines {
+    type Target = [String];
+
+    fn deref(&self) -> &[String] {
+        &self.0
+    }
+}
+
 /// The lines that `found` holds: a list, or one text with several lines.
-pub(super) fn lines(found: &Found<'_>, reading: &mut Reading) -> Vec<String> {
-    texts(found, reading)
+pub(super) fn lines(found: &Found<'_>, reading: &mut Reading) -> Lines {
+    let lines = texts(found, reading)
         .into_iter()
         .map(|(at, line)| {
             let (line, fault) = check(&line);
             if let Some(fault) = fault {
-                reading.push(fault.diagnostic(&at, &line));
+                reading.push(fault.diagnostic(&at));
             }
             line
         })
-        .collect()
+        .collect();
+    Lines(lines)
 }
 
 /// Lines of `pg_ident.conf`: nothing to check.
-pub(super) fn ident_lines(found: &Found<'_>, reading: &mut Reading) -> Vec<String> {
-    texts(found, reading).into_iter().map(|(_, line)| line).collect()
+pub(super) fn ident_lines(found: &Found<'_>, reading: &mut Reading) -> Lines {
+    Lines(texts(found, reading).into_iter().map(|(_, line)| line).collect())
 }
 
 fn texts(found: &Found<'_>, reading: &mut Reading) -> Vec<(At, String)> {
@@ -57,20 +78,22 @@ enum Fault {
 }
 
 impl Fault {
-    fn diagnostic(self, at: &At, line: &str) -> Diagnostic {
+    fn diagnostic(self, at: &At) -> Diagnostic {
         let new = |code, message: String| {
             Diagnostic::new(Severity::Warning, code, &at.origin, &at.path, message)
         };
         let kept = "kept as it is; PostgreSQL will not start with it";
         match self {
-            Fault::HostMask(address) => new(
-                Code::HbaHostMask,
-                format!(
-                    "`{address}`: PostgreSQL takes a mask with an address, not with a host name"
-                ),
-            )
-            .done(format!("written as `{line}`"))
-            .help("take the mask out"),
+            Fault::HostMask(address) => {
+                let message = format!(
+                    "`{address}`: PostgreSQL takes a mask with an address, not with a host name, and \
+                     would not start"
+                );
+                let name = address.split('/').next().unwrap_or_default().to_owned();
+                new(Code::HbaHostMask, message)
+                    .done(format!("written as `{name}`"))
+                    .help("take the mask out")
+            }
             Fault::Type(word) => new(Code::HbaLine, format!("a line does not begin with `{word}`"))
                 .done(kept)
                 .help("local, host, hostssl, hostnossl, hostgssenc or hostnogssenc"),

@@ -206,7 +206,8 @@ fn read(root: &Node, environment: &Environment, reading: &mut Reading) -> Option
     let etcd = store(&mut section, reading);
     let bootstrap = bootstrap::read(section.section("bootstrap", reading), reading);
     let server = section.section("postgresql", reading);
-    let postgresql = postgresql::read(server, environment, reading);
+    let named = section.has("name");
+    let postgresql = postgresql::read(server, named, environment, reading);
     let watchdog = watchdog::read(section.section("watchdog", reading), reading);
     let tags = tags::read(section.section("tags", reading), reading);
     section.finish_with(reading, |key| {

@@ -60,7 +60,7 @@ mod tests;
 pub use leaderpool::config::Secret;
 
 pub use address::{HostPort, Listen};
-pub use bootstrap::{Bootstrap, BootstrapMethod, BootstrapUser, CustomBootstrap};
+pub use bootstrap::{Bootstrap, BootstrapMethod, BootstrapUser, CustomBootstrap, Document};
 pub use changes::{Changes, ParameterChange, ServerSetting};
 pub use command::Command;
 pub use credentials::{Authentication, Credentials};
@@ -71,12 +71,13 @@ pub use dynamic::{
 pub use effective::{Effective, ReplicaMethod, Role, ServerFiles};
 pub use environment::{Environment, variables};
 pub use etcd::{Etcd, EtcdEndpoint};
+pub use hba::Lines;
 pub use load::{Config, known_keys};
 pub use log::{Log, LogAttribute, LogForm, LogLevel, LogPiece};
 pub use options::ToolOption;
 pub use parameters::{
     CLUSTER_WIDE, COMMAND_LINE, Instance, Parameter, Parameters, Rendered, Server, ServerVersion,
-    render, same_value,
+    Settings, render, same_value,
 };
 pub use postgresql::{ByRole, Callbacks, Postgresql, ReplicaProgram, ServerOptions};
 pub use restapi::{Allowed, BasicAuth, Ctl, RestApi, RestTls, ServerTokens, VerifyClient};

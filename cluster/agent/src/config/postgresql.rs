@@ -9,7 +9,7 @@ use super::bootstrap::arguments;
 use super::command::Command;
 use super::credentials::{self, Authentication};
 use super::diagnostics::{Code, Diagnostic, Severity};
-use super::hba;
+use super::hba::{self, Lines};
 use super::options::{self, ToolOption};
 use super::parameters::{self, Parameters};
 use super::section::{Found, Reading, Section, Verdict};
@@ -48,13 +48,13 @@ pub struct ServerOptions {
     /// Settings for recovery (`restore_command`, …).
     pub recovery_conf: Option<Parameters>,
     /// The lines of `pg_hba.conf`.
-    pub pg_hba: Option<Vec<String>>,
+    pub pg_hba: Option<Lines>,
     /// Other lines while it has a role.
-    pub pg_hba_by_role: ByRole<Option<Vec<String>>>,
+    pub pg_hba_by_role: ByRole<Option<Lines>>,
     /// The lines of `pg_ident.conf`.
-    pub pg_ident: Option<Vec<String>>,
+    pub pg_ident: Option<Lines>,
     /// Other lines while it has a role.
-    pub pg_ident_by_role: ByRole<Option<Vec<String>>>,
+    pub pg_ident_by_role: ByRole<Option<Lines>>,
     /// Whether a former primary is rewound.
     pub use_pg_rewind: Option<bool>,
     /// Whether replication slots are used. From the dynamic configuration only.
@@ -185,8 +185,10 @@ pub(super) enum Place {
     Dynamic,
 }
 
+/// Reads the section. `named`: the member has its name from the top of the file.
 pub(super) fn read(
     mut section: Section<'_>,
+    named: bool,
     environment: &Environment,
     reading: &mut Reading,
 ) -> Option<Postgresql> {
@@ -228,8 +230,11 @@ pub(super) fn read(
         .map(PathBuf::from)
         .or_else(|| environment.get("HOME").map(|home| PathBuf::from(home).join("pgpass")));
     let authentication = credentials::read(&mut section, reading);
-    // Read with the name of the member, where it is older than both.
-    let _ = section.find("name", reading);
+    // Where there is none at the top, this one was read as the member's name already.
+    if let (true, Some(found)) = (named, section.find("name", reading)) {
+        let message = "there is a `name` at the top of the file too";
+        reading.warning(Code::NoEffect, &found.at, message, "that one counts");
+    }
     let options = options(section, Place::Local, reading);
     Some(Postgresql {
         listen: listen?,
@@ -415,16 +420,18 @@ fn recovery_conf(
         return None;
     }
     let mut all = nested.unwrap_or_default();
-    all.extend(own);
+    for (name, parameter) in own.iter() {
+        all.insert(name.clone(), parameter.clone());
+    }
     Some(all)
 }
 
 fn file_lines(
     key: &'static str,
-    read: fn(&Found<'_>, &mut Reading) -> Vec<String>,
+    read: fn(&Found<'_>, &mut Reading) -> Lines,
     section: &mut Section<'_>,
     reading: &mut Reading,
-) -> Option<Vec<String>> {
+) -> Option<Lines> {
     let found = section.find(key, reading)?;
     // As for Patroni, no line at all is the same as none given.
     Some(read(&found, reading)).filter(|lines| !lines.is_empty())

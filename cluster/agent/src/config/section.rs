@@ -3,7 +3,7 @@
 //! Reading never stops at a fault. A value of the wrong kind is reported and taken as not written; whoever asked
 //! for it has a default, or reports that there is none.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -216,9 +216,8 @@ impl<'a> Section<'a> {
         help: &str,
         reading: &mut Reading,
     ) -> Option<String> {
-        let before = reading.diagnostics.len();
         let text = self.text(key, reading);
-        if text.is_none() && reading.diagnostics.len() == before {
+        if text.is_none() {
             reading.error(Code::Missing, &self.place(key), "this must be given", help);
         }
         text
@@ -365,6 +364,18 @@ impl<'a> Found<'a> {
             Data::Scalar(scalar) => Some(scalar.as_str().to_owned()),
             _ => {
                 self.wrong("text", reading);
+                None
+            }
+        }
+    }
+
+    /// Text that something depends on: anything else is an error.
+    pub(super) fn text_or_error(&self, help: &str, reading: &mut Reading) -> Option<String> {
+        match &self.node.data {
+            Data::Scalar(scalar) => Some(scalar.as_str().to_owned()),
+            _ => {
+                let message = format!("text is wanted here, and this is {}", self.node.kind());
+                reading.error(Code::WrongType, &self.at, message, help);
                 None
             }
         }
@@ -555,6 +566,3 @@ impl<'a> Found<'a> {
         value
     }
 }
-
-/// A map of texts, for values that are only handed on.
-pub(super) type Texts = BTreeMap<String, String>;

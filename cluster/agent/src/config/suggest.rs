@@ -9,7 +9,9 @@ pub(super) fn nearest<'a>(
     let limit = (wrong.len() / 3).clamp(1, 3);
     known
         .into_iter()
-        .map(|name| (distance(&wrong, &fold(name)), name))
+        .map(|name| (name, fold(name)))
+        .filter(|(_, folded)| folded.len().abs_diff(wrong.len()) <= limit)
+        .map(|(name, folded)| (distance(&wrong, &folded), name))
         .filter(|(distance, _)| *distance <= limit)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)

@@ -154,7 +154,7 @@ fn every_key_is_understood() {
     assert_eq!((server.use_pg_rewind, server.use_slots), (Some(true), Some(false)));
     assert_eq!(server.parameters["max_connections"].text, "200");
     assert_eq!(server.recovery_conf.as_ref().unwrap()["restore_command"].text, "cp a b");
-    assert_eq!(server.pg_hba.as_deref(), Some(&["local all all peer".to_owned()][..]));
+    assert_eq!(server.pg_hba.as_deref().unwrap(), ["local all all peer"]);
 }
 
 #[test]

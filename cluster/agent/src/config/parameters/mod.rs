@@ -15,6 +15,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 
 pub use render::{Instance, Rendered, render};
 pub use rules::{CLUSTER_WIDE, COMMAND_LINE};
@@ -91,8 +92,75 @@ impl From<ServerVersion> for Server {
     }
 }
 
-/// Settings by their names, which are in lower case.
-pub type Parameters = BTreeMap<String, Parameter>;
+/// Wanted settings by their names, which are in lower case.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Parameters(BTreeMap<String, Parameter>);
+
+/// Settings as a server gets them: names and values, in the order of their names.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Settings(BTreeMap<String, String>);
+
+impl Deref for Parameters {
+    type Target = BTreeMap<String, Parameter>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Parameters {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
+impl FromIterator<(String, Parameter)> for Parameters {
+    fn from_iter<I: IntoIterator<Item = (String, Parameter)>>(pairs: I) -> Self {
+        Self(pairs.into_iter().collect())
+    }
+}
+
+impl Deref for Settings {
+    type Target = BTreeMap<String, String>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Settings {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
+impl FromIterator<(String, String)> for Settings {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(pairs: I) -> Self {
+        Self(pairs.into_iter().collect())
+    }
+}
+
+impl fmt::Debug for Parameters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter().map(|(name, p)| (name, shown(name, &p.text)))).finish()
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter().map(|(name, value)| (name, shown(name, value)))).finish()
+    }
+}
+
+/// Connection strings and commands may hold a password, and so are not printed.
+fn shown<'a>(name: &str, value: &'a str) -> &'a str {
+    let command = name.ends_with("_command") || name.ends_with("conninfo");
+    let named = |text: &str| {
+        let text = text.to_ascii_lowercase();
+        ["pass", "secret", "token"].iter().any(|word| text.contains(word))
+    };
+    if command || named(name) || named(value) { "***" } else { value }
+}
 
 /// One setting as it is wanted. Two are equal where their values are, wherever they were written.
 #[derive(Clone)]
@@ -122,23 +190,12 @@ impl PartialEq for Parameter {
 
 impl Eq for Parameter {}
 
-/// A connection string or a command with a password in it is not shown.
-impl fmt::Debug for Parameter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.text.to_ascii_lowercase().contains("pass") {
-            f.write_str("***")
-        } else {
-            fmt::Debug::fmt(&self.text, f)
-        }
-    }
-}
-
 /// Reads a section of settings. The second part is a `recovery_conf` that stands among them.
 pub(super) fn read(
     section: Section<'_>,
     reading: &mut Reading,
 ) -> (Parameters, Option<Parameters>) {
-    let mut parameters = Parameters::new();
+    let mut parameters = Parameters::default();
     let mut nested = None;
     for (name, found) in section.rest() {
         // No value: the server's own default.

@@ -1,12 +1,11 @@
 //! From what is wanted to what a server takes.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::catalog::{self, Kind, Lookup, lookup};
 use super::rules::{self, CLUSTER_WIDE, Forbidden, KEEP_SEGMENTS, SEGMENT_MB};
 use super::value::{Accepted, accept};
-use super::{Parameter, Parameters, Server, units};
+use super::{Parameter, Parameters, Server, Settings, units};
 use crate::config::diagnostics::{Code, Diagnostic, Diagnostics, Severity};
 use crate::config::suggest::nearest;
 
@@ -31,10 +30,10 @@ pub struct Instance {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Rendered {
     /// Settings, by name and in its order.
-    pub parameters: BTreeMap<String, String>,
+    pub parameters: Settings,
     /// Settings for a server that follows or recovers: for `recovery.conf` before 12, beside the others from
     /// then on. `primary_conninfo` and its like are not among them; they depend on whom it follows.
-    pub recovery: BTreeMap<String, String>,
+    pub recovery: Settings,
     /// What could not be taken as written.
     pub diagnostics: Diagnostics,
 }
@@ -48,11 +47,11 @@ pub fn render(
     server: &Server,
 ) -> Rendered {
     let mut work = Work { instance, server, out: Rendered::default() };
-    for (name, parameter) in recovery_conf {
+    for (name, parameter) in recovery_conf.iter() {
         work.recovery(name, parameter);
     }
     let keep = work.wal_keep(wanted);
-    for (name, parameter) in wanted {
+    for (name, parameter) in wanted.iter() {
         if name == "wal_keep_segments" || name == "wal_keep_size" {
             continue;
         }

@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
@@ -28,7 +27,7 @@ fn wanted(pairs: &[(&str, &str)]) -> Parameters {
 /// The rendered value of the one setting, and the codes of what was said.
 fn one(name: &str, value: &str, major: u32) -> (Rendered, Vec<Code>) {
     let rendered =
-        render(&wanted(&[(name, value)]), &Parameters::new(), &instance(), &version(major));
+        render(&wanted(&[(name, value)]), &Parameters::default(), &instance(), &version(major));
     let codes = rendered.diagnostics.iter().map(|d| d.code).collect();
     (rendered, codes)
 }
@@ -52,9 +51,10 @@ fn versions_are_read_from_what_programs_print() {
 
 #[test]
 fn what_is_not_written_has_the_clusters_defaults() {
-    let rendered = render(&Parameters::new(), &Parameters::new(), &instance(), &version(15));
+    let rendered =
+        render(&Parameters::default(), &Parameters::default(), &instance(), &version(15));
     assert!(rendered.diagnostics.is_empty(), "{}", rendered.diagnostics);
-    let expected: BTreeMap<String, String> = [
+    let expected: Settings = [
         ("cluster_name", "demo"),
         ("hot_standby", "on"),
         ("listen_addresses", "0.0.0.0"),
@@ -100,7 +100,7 @@ fn the_amount_of_wal_to_keep_has_the_name_of_its_version() {
         assert_eq!(rendered.parameters.get(other), None, "{given} {major}");
     }
     let both = wanted(&[("wal_keep_segments", "4"), ("wal_keep_size", "32MB")]);
-    let rendered = render(&both, &Parameters::new(), &instance(), &version(15));
+    let rendered = render(&both, &Parameters::default(), &instance(), &version(15));
     assert_eq!(rendered.parameters["wal_keep_size"], "32MB");
     assert_eq!(rendered.diagnostics.of(Code::NoEffect).count(), 1);
 }
@@ -194,7 +194,7 @@ fn a_modified_servers_own_settings_are_kept() {
     let mut server = version(15);
     server.other_settings.insert("enterprise_mode".to_owned());
     let rendered =
-        render(&wanted(&[("enterprise_mode", "x")]), &Parameters::new(), &instance(), &server);
+        render(&wanted(&[("enterprise_mode", "x")]), &Parameters::default(), &instance(), &server);
     assert_eq!(rendered.parameters["enterprise_mode"], "x");
     assert!(rendered.diagnostics.is_empty());
 }
@@ -220,7 +220,7 @@ fn what_the_agent_decides_cannot_be_set() {
     let names = wanted(&[("synchronous_standby_names", "*")]);
     let synchronous = Instance { synchronous: true, ..instance() };
     for (instance, expected) in [(instance(), Some("*")), (synchronous, None)] {
-        let rendered = render(&names, &Parameters::new(), &instance, &version(15));
+        let rendered = render(&names, &Parameters::default(), &instance, &version(15));
         let written = rendered.parameters.get("synchronous_standby_names");
         assert_eq!(written.map(String::as_str), expected);
     }
@@ -253,7 +253,7 @@ fn settings_for_recovery_go_where_their_version_has_them() {
     for (major, trigger) in
         [(11, Some("trigger_file")), (12, Some("promote_trigger_file")), (16, None)]
     {
-        let rendered = render(&Parameters::new(), &conf, &instance(), &version(major));
+        let rendered = render(&Parameters::default(), &conf, &instance(), &version(major));
         let mut names = vec!["recovery_min_apply_delay", "restore_command"];
         names.extend(trigger);
         names.sort_unstable();
@@ -279,7 +279,7 @@ fn recovery_settings_that_would_stop_a_replica_are_refused() {
         ("shared_buffers", "1GB", Code::UnknownParameter),
     ] {
         let conf = wanted(&[(name, value)]);
-        let rendered = render(&Parameters::new(), &conf, &instance(), &version(15));
+        let rendered = render(&Parameters::default(), &conf, &instance(), &version(15));
         assert!(rendered.recovery.is_empty(), "{name}");
         let codes: Vec<_> = rendered.diagnostics.iter().map(|d| d.code).collect();
         assert_eq!(codes, [code], "{name}");
@@ -308,7 +308,7 @@ fn relative_directories_for_sockets_become_absolute() {
         (&relative, ".", ".", None),
     ] {
         let wanted = wanted(&[("unix_socket_directories", value)]);
-        let rendered = render(&wanted, &Parameters::new(), instance, &version(15));
+        let rendered = render(&wanted, &Parameters::default(), instance, &version(15));
         assert_eq!(rendered.parameters["unix_socket_directories"], expected, "{value}");
         let found: Vec<_> = rendered.diagnostics.iter().map(|d| (d.code, d.severity)).collect();
         let code = Code::RelativeSocketDirectory;

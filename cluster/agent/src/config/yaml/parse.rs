@@ -108,7 +108,7 @@ impl Builder<'_> {
                             &origin,
                             &["str", "int", "float", "bool", "null", ""],
                         );
-                        plain = plain && tag.suffix != "str" && !tag.suffix.is_empty();
+                        plain = tag.suffix != "str" && !tag.suffix.is_empty();
                     }
                     let text = text.into_owned();
                     let scalar = if plain { Scalar::plain(text) } else { Scalar::text(text) };

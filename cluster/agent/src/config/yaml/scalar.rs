@@ -186,6 +186,10 @@ fn float(text: &str) -> Option<f64> {
     if whole.starts_with('_') || (whole.is_empty() && fraction.starts_with('_')) {
         return None;
     }
+    // `.5` is a number and `-.5` is not: so it is for PyYAML.
+    if whole.is_empty() && body.len() != text.len() {
+        return None;
+    }
     let clean: String = body.chars().filter(|c| *c != '_').collect();
     clean.parse::<f64>().ok().map(|value| factor * value)
 }
