@@ -156,9 +156,8 @@ pub(super) fn read(mut section: Section<'_>, reading: &mut Reading) -> Bootstrap
             BootstrapMethod::Undefined(named.clone())
         }
     };
-    section.finish_with(reading, |key| {
-        let found = section.rest().into_iter().find(|(name, _)| *name == key);
-        if key == named || found.is_some_and(|(_, found)| is_method(&found)) {
+    section.finish_with(reading, |key, found| {
+        if key == named || is_method(found) {
             Verdict::Fine
         } else if dynamic::KEYS.contains(&key) {
             Verdict::Because {

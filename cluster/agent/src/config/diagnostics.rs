@@ -260,22 +260,20 @@ pub struct Diagnostics {
 
 impl Diagnostics {
     pub(crate) fn push(&mut self, diagnostic: Diagnostic) {
-        // An alias brings the same place into view twice.
-        if !self.list.contains(&diagnostic) {
-            self.list.push(diagnostic);
-        }
+        self.list.push(diagnostic);
     }
 
     /// Adds what `other` holds, and puts all of it in the order of the file.
     pub fn extend(&mut self, other: Diagnostics) {
-        for diagnostic in other.list {
-            self.push(diagnostic);
-        }
+        self.list.extend(other.list);
         self.sort();
     }
 
+    /// In the order of the file, each finding once: an alias, or a second role, brings the same place into view
+    /// again.
     pub(crate) fn sort(&mut self) {
-        self.list.sort_by(|a, b| a.origin.cmp(&b.origin));
+        self.list.sort_by(|a, b| (&a.origin, &a.path).cmp(&(&b.origin, &b.path)));
+        self.list.dedup();
     }
 
     /// The findings.

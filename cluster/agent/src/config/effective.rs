@@ -172,6 +172,25 @@ impl Layers<'_> {
         }
         all
     }
+
+    /// Settings of one role, those of the file over those of the cluster. What all members share no role changes.
+    fn of_role(
+        &self,
+        of: impl Fn(&ByRole<Parameters>) -> &Parameters,
+        diagnostics: &mut Diagnostics,
+    ) -> Parameters {
+        let mut all = Parameters::default();
+        for layer in [self.dynamic, self.local] {
+            for (name, parameter) in of(&layer.parameters_by_role).iter() {
+                if is_cluster_wide(name) {
+                    diagnostics.push(cluster_wide(name, parameter));
+                } else {
+                    all.insert(name.clone(), parameter.clone());
+                }
+            }
+        }
+        all
+    }
 }
 
 fn cluster_wide(name: &str, parameter: &Parameter) -> Diagnostic {
@@ -184,7 +203,7 @@ fn cluster_wide(name: &str, parameter: &Parameter) -> Diagnostic {
             "`{name}` is the same on all members: one with less could not follow one with more"
         ),
     )
-    .done("only the dynamic configuration counts")
+    .done("only `parameters` of the dynamic configuration counts")
     .help("set it with `leaderpoolctl edit-config`")
 }
 
@@ -210,6 +229,11 @@ impl Config {
         let use_slots = dynamic.postgresql.use_slots.unwrap_or(true);
         let logical = dynamic.slots.values().any(|slot| slot.kind != SlotKind::Physical);
         let base = layers.parameters(|o| &o.parameters, &mut diagnostics);
+        let of_role = ByRole {
+            primary: layers.of_role(|r| &r.primary, &mut diagnostics),
+            replica: layers.of_role(|r| &r.replica, &mut diagnostics),
+            standby_leader: layers.of_role(|r| &r.standby_leader, &mut diagnostics),
+        };
         let recovery = layers.pick(|o| &o.recovery_conf).unwrap_or_default();
         let mut files =
             |parameters: &Parameters, pg_hba: Option<Lines>, pg_ident: Option<Lines>| {
@@ -250,34 +274,30 @@ impl Config {
         let plain = files(&base, hba.clone(), ident.clone());
         let by_role = {
             let mut one =
-                |parameters: [&Parameters; 2], own_hba: Option<Lines>, own_ident: Option<Lines>| {
-                    if parameters.iter().all(|p| p.is_empty())
-                        && own_hba.is_none()
-                        && own_ident.is_none()
-                    {
+                |own: &Parameters, hba_lines: Option<Lines>, ident_lines: Option<Lines>| {
+                    if own.is_empty() && hba_lines.is_none() && ident_lines.is_none() {
                         return None;
                     }
                     let mut all = base.clone();
-                    for (name, parameter) in parameters.into_iter().flat_map(|p| p.iter()) {
+                    for (name, parameter) in own.iter() {
                         all.insert(name.clone(), parameter.clone());
                     }
-                    let hba = own_hba.or_else(|| hba.clone());
-                    Some(files(&all, hba, own_ident.or_else(|| ident.clone())))
+                    let hba_lines = hba_lines.or_else(|| hba.clone());
+                    Some(files(&all, hba_lines, ident_lines.or_else(|| ident.clone())))
                 };
-            let (d, l) = (&dynamic.postgresql, local);
             ByRole {
                 primary: one(
-                    [&d.parameters_by_role.primary, &l.parameters_by_role.primary],
+                    &of_role.primary,
                     layers.pick(|o| &o.pg_hba_by_role.primary),
                     layers.pick(|o| &o.pg_ident_by_role.primary),
                 ),
                 replica: one(
-                    [&d.parameters_by_role.replica, &l.parameters_by_role.replica],
+                    &of_role.replica,
                     layers.pick(|o| &o.pg_hba_by_role.replica),
                     layers.pick(|o| &o.pg_ident_by_role.replica),
                 ),
                 standby_leader: one(
-                    [&d.parameters_by_role.standby_leader, &l.parameters_by_role.standby_leader],
+                    &of_role.standby_leader,
                     layers.pick(|o| &o.pg_hba_by_role.standby_leader),
                     layers.pick(|o| &o.pg_ident_by_role.standby_leader),
                 ),

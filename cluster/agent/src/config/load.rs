@@ -210,7 +210,7 @@ fn read(root: &Node, environment: &Environment, reading: &mut Reading) -> Option
     let postgresql = postgresql::read(server, named, environment, reading);
     let watchdog = watchdog::read(section.section("watchdog", reading), reading);
     let tags = tags::read(section.section("tags", reading), reading);
-    section.finish_with(reading, |key| {
+    section.finish_with(reading, |key, _| {
         if dynamic::KEYS.contains(&key) {
             Verdict::Because {
                 severity: Severity::Warning,

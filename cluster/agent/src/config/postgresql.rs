@@ -354,9 +354,8 @@ pub(super) fn options(
             options.replica_methods.insert(name.to_owned(), method);
         }
     }
-    section.finish_with(reading, |key| {
-        let found = section.rest().into_iter().find(|(name, _)| *name == key);
-        if found.is_some_and(|(_, found)| is_method(key, &found, &listed)) {
+    section.finish_with(reading, |key, found| {
+        if is_method(key, found, &listed) {
             return Verdict::Fine;
         }
         let local = [

@@ -237,14 +237,12 @@ fn tls(section: &mut Section<'_>, reading: &mut Reading) -> Option<RestTls> {
         ("required", VerifyClient::Required),
     ];
     let verify = section.find("verify_client", reading);
-    let asked = verify.as_ref().map(|found| match found.word(&words, reading) {
-        Some(verify) => verify,
-        None => {
-            let help = "`none`, `optional` (unsafe requests) or `required`";
-            let message = "whether clients must present a certificate cannot be left open";
+    let asked = verify.map(|found| {
+        found.one_of(&words).unwrap_or_else(|message| {
+            let help = "whether clients must present a certificate cannot be left open";
             reading.error(Code::InvalidValue, &found.at, message, help);
-            VerifyClient::Required
-        }
+            VerifyClient::None
+        })
     });
     let verify_client = asked.unwrap_or(VerifyClient::None);
     if verify_client != VerifyClient::None && (certificate.is_none() || client_ca.is_none()) {

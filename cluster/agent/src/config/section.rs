@@ -292,7 +292,11 @@ impl<'a> Section<'a> {
     }
 
     /// Reports what was not asked for. `judge` may know more about a key than that it is not known.
-    pub(super) fn finish_with(&self, reading: &mut Reading, judge: impl Fn(&str) -> Verdict) {
+    pub(super) fn finish_with(
+        &self,
+        reading: &mut Reading,
+        judge: impl Fn(&str, &Found<'a>) -> Verdict,
+    ) {
         let entries = self.map.map_or(&[][..], |map| &map.entries[..]);
         for entry in entries {
             // `x-…` and `.…` hold what anchors point at.
@@ -303,7 +307,7 @@ impl<'a> Section<'a> {
                 continue;
             }
             let path = join(&self.at.path, &entry.key);
-            match judge(&entry.key) {
+            match judge(&entry.key, &self.found(entry)) {
                 Verdict::Fine => continue,
                 Verdict::Because { severity, code, message, done, help } => {
                     let mut diagnostic =
@@ -331,7 +335,7 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn finish(&self, reading: &mut Reading) {
-        self.finish_with(reading, |_| Verdict::Unknown);
+        self.finish_with(reading, |_, _| Verdict::Unknown);
     }
 }
 
@@ -536,16 +540,24 @@ impl<'a> Found<'a> {
 
     /// One of `words`, in any case; a boolean counts as `on` or `off`.
     pub(super) fn word<T: Copy>(&self, words: &[(&str, T)], reading: &mut Reading) -> Option<T> {
-        let text = match &self.node.data {
-            Data::Scalar(scalar) => match scalar.resolve() {
-                Resolved::Bool(true) => "on".to_owned(),
-                Resolved::Bool(false) => "off".to_owned(),
-                _ => scalar.as_str().trim().to_ascii_lowercase(),
-            },
-            _ => {
-                self.wrong("a word", reading);
-                return None;
-            }
+        self.one_of(words)
+            .map_err(|message| {
+                reading.warning(Code::InvalidValue, &self.at, message, "taken as not written");
+            })
+            .ok()
+    }
+
+    /// As [`Found::word`]; nothing is reported.
+    pub(super) fn one_of<T: Copy>(&self, words: &[(&str, T)]) -> Result<T, String> {
+        let names: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+        let names = names.join(", ");
+        let Data::Scalar(scalar) = &self.node.data else {
+            return Err(format!("one of {names} is wanted here, and this is {}", self.node.kind()));
+        };
+        let text = match scalar.resolve() {
+            Resolved::Bool(true) => "on",
+            Resolved::Bool(false) => "off",
+            _ => scalar.as_str().trim(),
         };
         let by_name = |wanted: &str| {
             words
@@ -553,16 +565,13 @@ impl<'a> Found<'a> {
                 .find(|(word, _)| word.eq_ignore_ascii_case(wanted))
                 .map(|(_, value)| *value)
         };
-        let value = by_name(&text).or_else(|| match parse_bool(&text) {
+        let by_meaning = || match parse_bool(text) {
             Some(true) => by_name("on"),
             Some(false) => by_name("off"),
             None => None,
-        });
-        if value.is_none() {
-            let names: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-            let message = format!("`{text}` is not one of {}", names.join(", "));
-            reading.warning(Code::InvalidValue, &self.at, message, "taken as not written");
-        }
-        value
+        };
+        by_name(text)
+            .or_else(by_meaning)
+            .ok_or_else(|| format!("`{}` is not one of {names}", text.escape_debug()))
     }
 }

@@ -137,6 +137,7 @@ impl Dynamic {
         let at = At { path: String::new(), origin };
         let section = Section::new(Some(&node), at, &mut reading);
         let dynamic = read(section, &mut reading);
+        reading.diagnostics.sort();
         (dynamic, reading.diagnostics)
     }
 
@@ -234,7 +235,7 @@ pub(super) fn read(section: Section<'_>, reading: &mut Reading) -> Dynamic {
             "ignored",
         );
     }
-    section.finish_with(reading, |key| {
+    section.finish_with(reading, |key, _| {
         let local =
             ["name", "scope", "namespace", "log", "restapi", "ctl", "etcd", "etcd3", "tags"];
         if local.contains(&key) || key == "watchdog" || key == "bootstrap" {

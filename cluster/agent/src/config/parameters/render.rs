@@ -67,6 +67,7 @@ pub fn render(
     parameters.insert("cluster_name".to_owned(), instance.scope.clone());
     parameters.insert("listen_addresses".to_owned(), instance.listen_addresses.clone());
     parameters.insert("port".to_owned(), instance.port.to_string());
+    work.out.diagnostics.sort();
     work.out
 }
 
