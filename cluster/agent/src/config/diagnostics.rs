@@ -8,7 +8,7 @@ use std::sync::Arc;
 pub enum Severity {
     /// Read, and read differently from what the letter of the file may suggest.
     Notice,
-    /// Could not be taken as written; [`Diagnostic::done`] says what was done instead.
+    /// Could not be taken as written; `done` says what was done instead.
     Warning,
     /// The configuration cannot be used like this.
     Error,
