@@ -3,10 +3,9 @@
 //!
 //! The rooms: [`config`] reads `patroni.yml`; [`dcs`] is the session with etcd; [`decide`] is the whole of
 //! failover as one pure function; [`postgres`] is the server as a child process; [`rest`] answers Patroni's
-//! HTTP API; [`ctl`] is the operator's tool. Wire formats are those of `leaderpool::patroni`.
+//! HTTP API. Wire formats are those of `leaderpool::patroni`. The loop that joins them is still to come.
 
 pub mod config;
-pub mod ctl;
 pub mod dcs;
 pub mod decide;
 pub mod postgres;

@@ -1,4 +1,5 @@
-//! `leaderpool-agent`: one beside each PostgreSQL server.
+//! `leaderpool-agent`: will be one beside each PostgreSQL server. So far it reads a configuration and tells what is
+//! wrong with it; the rooms that run a member are there, and nothing joins them yet.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -7,26 +8,23 @@ use anyhow::Context;
 use clap::Parser;
 use leaderpool_agent::config::{Config, Diagnostics, Environment, ServerVersion, Severity};
 
-/// Runs one member of a cluster: what Patroni does, on the same etcd keys, REST API and patroni.yml.
+/// Tells what is wrong with a patroni.yml. (It does not run a member of a cluster yet.)
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
     /// Read this patroni.yml (or the *.yml of this directory), print what is wrong with it, and exit: with 1 if it
     /// cannot be used.
     #[arg(long, value_name = "FILE", visible_alias = "validate-config")]
-    validate: Option<PathBuf>,
+    validate: PathBuf,
 
     /// The major version of PostgreSQL to render settings for. Without it, the one in `bin_dir` is asked.
-    #[arg(long, value_name = "VERSION", requires = "validate")]
+    #[arg(long, value_name = "VERSION")]
     server_version: Option<String>,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
-    match &arguments.validate {
-        Some(path) => validate(path, arguments.server_version.as_deref()),
-        None => Ok(ExitCode::SUCCESS),
-    }
+    validate(&arguments.validate, arguments.server_version.as_deref())
 }
 
 /// Prints every finding of the configuration at `path`, and a line that sums them up.

@@ -1,3 +1,0 @@
-//! `leaderpoolctl`: the operator's tool.
-
-fn main() {}

@@ -1,1 +1,0 @@
-//! `leaderpoolctl`, the operator's tool.
