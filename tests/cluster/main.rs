@@ -64,6 +64,7 @@ fn main() {
         outcomes::the_first_57p01_closes_the_gate,
         outcomes::ten_kills_leave_nothing_in_doubt,
         faults::switchover,
+        faults::switchover_that_never_comes,
         faults::postmaster_killed,
         faults::node_killed,
         faults::primary_frozen,
