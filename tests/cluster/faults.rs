@@ -1,8 +1,9 @@
 //! The leader goes away, in every way it can.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::ensure;
+use leaderpool::{LeaderPool, TopologyEvent};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
@@ -52,6 +53,81 @@ pub async fn switchover(bed: &Bed) -> anyhow::Result<()> {
     ensure!(poller.overlaps().is_empty(), "two nodes were writable at once");
     let failovers = pool.report().failovers;
     ensure!(failovers.len() >= 2, "the report misses a failover: {failovers:?}");
+    Ok(pool.close().await?)
+}
+
+/// A switchover that is asked for and never comes: writes are held for some seconds, once, and then the reign
+/// goes on with the connections it had. Garbage in that key holds nothing.
+pub async fn switchover_that_never_comes(bed: &Bed) -> anyhow::Result<()> {
+    let mut config = bed.config()?;
+    config.pool.max_size = 2;
+    let pool = LeaderPool::connect(config).await?;
+    let (leader, other) = (bed.cluster.primary().await?, bed.replica().await?);
+    let pid = async || -> anyhow::Result<i32> {
+        let row = pool.write().await?.query_one("SELECT pg_backend_pid()", &[]).await?;
+        Ok(row.get(0))
+    };
+    let at_work = pool.write().await?;
+    let (before, idle) = (pool.report(), pid().await?);
+    let mut events = pool.events();
+    // It would clear the key.
+    bed.cluster.freeze_manager(&leader).await?;
+    let result = async {
+        let request = format!(r#"{{"leader":"{leader}","member":"{other}"}}"#);
+        let asked = Instant::now();
+        bed.cluster.put_key("failover", &request).await?;
+        let held = eventually("writes are held", Duration::from_secs(5), async || {
+            let report = pool.report();
+            if report.leader.is_none() { Ok(report) } else { Err(report.leader_state) }
+        })
+        .await?;
+        ensure!(held.leader_state.contains(&format!("give it to {other}")), "{held:?}");
+        // What is in flight goes on.
+        at_work.batch_execute("SELECT pg_sleep(0.5)").await?;
+        let resumed = pid().await?;
+        eprintln!("  held for {:.1} s", asked.elapsed().as_secs_f64());
+        ensure!(resumed == idle, "the connection was not kept");
+        let after = pool.report();
+        ensure!(after.epoch == before.epoch && after.leader == before.leader, "{after:?}");
+        at_work.batch_execute("SELECT 1").await?;
+        for value in ["{}", &request, "{", "[1]", "\u{7f}", &request, "a:b:c", &request, "{}"] {
+            bed.cluster.put_key("failover", value).await?;
+            ensure!(pid().await? == idle, "held once more, for {value}");
+        }
+        // Another pool, and a request for later.
+        let later = bed.pool().await?;
+        let due = SystemTime::now() + Duration::from_millis(1500);
+        let at = humantime::format_rfc3339_micros(due);
+        let request = format!(r#"{{"leader":"{leader}","scheduled_at":"{at}"}}"#);
+        bed.cluster.put_key("failover", &request).await?;
+        eventually("the request is seen", Duration::from_secs(5), async || {
+            later.report().switchover.map(|_| ()).ok_or_else(|| "none".to_owned())
+        })
+        .await?;
+        let early = later.report();
+        ensure!(early.leader.is_some() || SystemTime::now() >= due, "held at once");
+        eventually("it is due", Duration::from_secs(5), async || {
+            later.report().leader.is_none().then_some(()).ok_or_else(|| "not held".to_owned())
+        })
+        .await?;
+        // It is written to the microsecond.
+        ensure!(SystemTime::now() + Duration::from_micros(1) >= due, "held too early");
+        bed.cluster.put_key("failover", "{}").await?;
+        drop(later.write().await?);
+        Ok(later.close().await?)
+    }
+    .await;
+    bed.cluster.put_key("failover", "{}").await?;
+    bed.cluster.thaw_manager(&leader).await?;
+    result?;
+    let mut lost = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        if let TopologyEvent::LeaderLost { reason, .. } = event {
+            lost.push(reason.to_string());
+        }
+    }
+    ensure!(lost == [format!("a switchover to {other} is under way")], "{lost:?}");
+    drop(at_work);
     Ok(pool.close().await?)
 }
 

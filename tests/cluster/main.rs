@@ -79,6 +79,7 @@ fn main() {
         outcomes::ten_kills_leave_nothing_in_doubt,
         service::services_follow_the_leader,
         faults::switchover,
+        faults::switchover_that_never_comes,
         faults::postmaster_killed,
         faults::node_killed,
         faults::primary_frozen,
