@@ -1,11 +1,13 @@
-# The entry points; `make` alone lists them. Variables: FAST=1 (up, demo), KIND=… (failover), ARGS=… (test, bench).
+# The entry points; `make` alone lists them. Variables: FAST=1 (up, demo), KIND=… (failover), ARGS=… (test, bench),
+# PAIRS=… (soak).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up status failover down test lint bench docs clean deps
+.PHONY: help demo up status failover down test soak lint bench docs clean deps
 
 KIND ?= node
+PAIRS ?= 100000
 SPEED = $(if $(filter-out 0 no,$(FAST)),--fast)
 TARGET = $(shell cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 TESTBED = "$(TARGET)/debug/leaderpool-testbed"
@@ -37,6 +39,9 @@ down: ## stops the system
 
 test: deps ## every test, on real clusters too (ARGS="--test cluster -- node")
 	RUST_BACKTRACE=0 cargo test --workspace --no-fail-fast $(ARGS)
+
+soak: deps ## 100,000 writes, each read by its token in another process, from replicas that lag (PAIRS=100000)
+	SOAK_PAIRS=$(PAIRS) RUST_BACKTRACE=0 cargo test --test soak
 
 lint: deps ## format, clippy, documentation, package; licences, by cargo-deny
 	cargo fmt --all --check

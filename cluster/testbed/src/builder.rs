@@ -93,6 +93,7 @@ pub struct ClusterBuilder {
     pub(crate) namespace: String,
     pub(crate) parameters: BTreeMap<String, String>,
     pub(crate) tags: BTreeMap<String, Value>,
+    pub(crate) recovery: BTreeMap<String, Value>,
     pub(crate) fsync: bool,
     pub(crate) archive: bool,
     pub(crate) pg_hba_first: Vec<String>,
@@ -117,6 +118,7 @@ impl Default for ClusterBuilder {
             namespace: "/db/".to_owned(),
             parameters: BTreeMap::new(),
             tags: BTreeMap::new(),
+            recovery: BTreeMap::new(),
             fsync: false,
             archive: false,
             pg_hba_first: Vec::new(),
@@ -228,6 +230,13 @@ impl ClusterBuilder {
     #[must_use]
     pub fn tags(mut self, node: &str, tags: Value) -> Self {
         self.tags.insert(node.to_owned(), tags);
+        self
+    }
+
+    /// Recovery settings of one node while it is a replica, as a JSON object (`recovery_min_apply_delay`, say).
+    #[must_use]
+    pub fn recovery(mut self, node: &str, settings: Value) -> Self {
+        self.recovery.insert(node.to_owned(), settings);
         self
     }
 

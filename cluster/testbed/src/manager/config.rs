@@ -34,7 +34,7 @@ impl NodeConfig<'_> {
     fn to_json(&self) -> Value {
         let address = |port: u16| format!("127.0.0.1:{port}");
         let (postgres, rest) = (address(self.postgres_port), address(self.rest_port));
-        json!({
+        let mut config = json!({
             "scope": self.cluster.scope,
             "namespace": self.cluster.namespace,
             "name": self.name,
@@ -65,7 +65,11 @@ impl NodeConfig<'_> {
             "tags": self.tags(),
             // Its timeout would reboot the machine.
             "watchdog": {"mode": "off"},
-        })
+        });
+        if let Some(settings) = self.cluster.recovery.get(self.name) {
+            config["postgresql"]["recovery_conf"] = settings.clone();
+        }
+        config
     }
 
     fn etcd3(&self) -> Value {
