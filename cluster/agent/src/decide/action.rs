@@ -106,16 +106,16 @@ pub enum Action {
     AskPeers(Vec<String>),
     /// Read the leader key linearizably.
     VerifyLeaderKey,
-    /// Put `initialize` if it is absent, or if it still has this revision.
-    TakeInitialize {
-        /// The revision of an abandoned one.
-        replacing: Option<i64>,
-    },
-    /// Make the cluster: initdb or the custom method, a first start, users. [`Work::Bootstrap`] until done.
+    /// Put `initialize` if it is absent, or if it still has this revision; then make the cluster: initdb or
+    /// the custom method, a first start, users. [`Work::Bootstrap`] until done.
     ///
     /// [`Work::Bootstrap`]: super::Work::Bootstrap
-    Bootstrap,
-    /// Write `config` and the system identifier, and take the leader key.
+    Bootstrap {
+        /// The revision of an abandoned `initialize`.
+        replacing: Option<i64>,
+    },
+    /// Write `config` and the system identifier, if `initialize` is as this member put it, and take the
+    /// leader key.
     FinishBootstrap,
     /// Move what there is of the data aside and delete `initialize`.
     AbandonBootstrap,

@@ -54,9 +54,10 @@ fn empty(seen: &Seen, now: Moment) -> Choice {
         Initialize::InProgress { mine: false, since, revision } => {
             let maker = seen.others().any(|(_, member)| member.initializing);
             let end = since + seen.rules.ttl * 2;
-            if !maker && now >= end && seen.me.may_bootstrap {
+            let leads = matches!(seen.cluster.leader, Leader::Held { .. });
+            if !maker && !leads && now >= end && seen.me.may_bootstrap {
                 return Row::BootstrapAbandoned.says(
-                    Action::TakeInitialize { replacing: Some(revision) },
+                    Action::Bootstrap { replacing: Some(revision) },
                     "the member that was making the cluster is gone",
                 );
             }
@@ -65,7 +66,7 @@ fn empty(seen: &Seen, now: Moment) -> Choice {
         Initialize::Absent => {
             if seen.me.may_bootstrap && !seen.me.tags.nofailover && seen.session.is_some() {
                 return Row::BootstrapRaces.says(
-                    Action::TakeInitialize { replacing: None },
+                    Action::Bootstrap { replacing: None },
                     "there is no cluster yet, and no data",
                 );
             }

@@ -55,7 +55,9 @@ pub(super) fn status_is_due(seen: &Seen, now: Moment) -> bool {
 pub(super) fn chores(seen: &Seen, now: Moment, timeline: Timeline, written: Lsn) -> Vec<Chore> {
     let mut chores = Vec::new();
     match (seen.cluster.initialize, seen.postgres.data) {
-        (Initialize::Absent, Data::Present(system)) => chores.push(Chore::WriteInitialize(system)),
+        (Initialize::Absent | Initialize::InProgress { .. }, Data::Present(system)) => {
+            chores.push(Chore::WriteInitialize(system))
+        }
         _ => {}
     }
     let sync = step(seen, written);

@@ -11,8 +11,8 @@ use super::handover::{heir, last_written};
 use super::moment::Moment;
 use super::rows::Row;
 use super::seen::{
-    Control, ControlState, Etcd, HandoverWhy, Leader, MemberSeen, Rewind, Seen, Server, StopMode,
-    Upstream, Work,
+    Control, ControlState, Etcd, HandoverWhy, Leader, MemberSeen, Rewind, Seen, StopMode, Upstream,
+    Work,
 };
 
 /// How long a server that has failed to start is left alone.
