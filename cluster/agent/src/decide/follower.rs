@@ -7,7 +7,7 @@ use super::moment::Moment;
 use super::rank::replicate_from;
 use super::rows::Row;
 use super::seen::{Rewind, Seen, StopMode, Upstream};
-use super::starting::{leads_already, running_diverged};
+use super::starting::{checks_rewind, leads_already, running_diverged};
 
 /// How long a standby may be without a stream before its data are suspected.
 const WITHOUT_STREAM: Duration = Duration::from_secs(1);
@@ -48,10 +48,8 @@ pub(super) fn rows(
         }
         match seen.postgres.rewind {
             Rewind::Unknown => {
-                return Row::RewindChecked.says(
-                    Action::CheckRewind { from: leader.to_owned() },
-                    format!("nothing streams from {leader}: can these data follow it?"),
-                );
+                let why = format!("nothing streams from {leader}: can these data follow it?");
+                return checks_rewind(seen, now, leader, why);
             }
             Rewind::Needed if member.is_some_and(|member| member.checkpointed) => {
                 return Row::StopsToRewind.says(

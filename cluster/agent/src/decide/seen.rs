@@ -441,6 +441,8 @@ pub struct Postgres {
     pub control: Option<Control>,
     /// Whether the data can follow the leader.
     pub rewind: Rewind,
+    /// When that was last looked at in vain, or rewinding was given up for want of a leader to reach.
+    pub rewind_tried: Option<Moment>,
     /// How often the server ended without having been told to, since it last ran for
     /// `primary_start_timeout`.
     pub crashes: u32,

@@ -35,7 +35,7 @@ pub(super) fn down(seen: &Seen, now: Moment, since: Moment, start_failed: bool) 
             .until(since + AFTER_FAILURE);
     }
     match (&seen.cluster.leader, seen.other_leader()) {
-        (_, Some(leader)) => down_under(seen, leader),
+        (_, Some(leader)) => down_under(seen, now, leader),
         // Who has just given up the key lets the next one take it first.
         (Leader::Absent { since: gone, last: Some(last), .. }, _)
             if *last == seen.me.name && now < *gone + FOR_A_LEADER =>
@@ -144,20 +144,30 @@ pub(super) fn leads_already(leader: Option<&MemberSeen>) -> bool {
 }
 
 /// Another member leads.
-fn down_under(seen: &Seen, leader: &str) -> Choice {
+fn down_under(seen: &Seen, now: Moment, leader: &str) -> Choice {
     let member = seen.cluster.members.get(leader);
     match &seen.postgres.rewind {
         Rewind::NotNeeded => starts_as_standby(seen, leader),
         Rewind::Unknown if !seen.was_primary() => starts_as_standby(seen, leader),
-        Rewind::Unknown if leads_already(member) => Row::RewindChecked.says(
-            Action::CheckRewind { from: leader.to_owned() },
-            format!("this was a primary: have its data a place in the history of {leader}?"),
-        ),
+        Rewind::Unknown if leads_already(member) => {
+            let why =
+                format!("this was a primary: have its data a place in the history of {leader}?");
+            checks_rewind(seen, now, leader, why)
+        }
         Rewind::Unknown => {
             Row::LeaderNotReady.waits(format!("{leader} does not lead yet, though the key is its"))
         }
         Rewind::Needed => rewind(seen, leader, member),
         Rewind::Failed(why) => diverged(seen.rules.remove_data_on_rewind_failure, why),
+    }
+}
+
+/// Has the data compared with the leader's history, once a second where that is in vain.
+pub(super) fn checks_rewind(seen: &Seen, now: Moment, leader: &str, why: String) -> Choice {
+    let again = seen.postgres.rewind_tried.map(|tried| tried + Duration::from_secs(1));
+    match again.filter(|again| now < *again) {
+        Some(again) => Row::RewindChecked.waits(why).until(again),
+        None => Row::RewindChecked.says(Action::CheckRewind { from: leader.to_owned() }, why),
     }
 }
 

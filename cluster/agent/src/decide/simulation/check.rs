@@ -141,15 +141,19 @@ impl World {
         if !self.nodes[leader].writable() {
             return Err(format!("{} leads and takes no writes", NAMES[leader]));
         }
-        if self.check.last_acked <= self.setup.quiet {
-            return Err("no commit was acknowledged".to_owned());
-        }
+        let mut followers = 0;
         for (i, node) in self.nodes.iter().enumerate() {
             let follows = node.pg.stream.is_some_and(|(from, ..)| from == leader);
+            followers += usize::from(follows);
             let diverged = node.agent.as_ref().is_some_and(|agent| agent.diverged);
             if i != leader && !follows && !(diverged && !self.setup.rules.use_pg_rewind) {
                 return Err(format!("{} does not follow {}", NAMES[i], NAMES[leader]));
             }
+        }
+        // Strict, and every other member waits for an operator: so must the clients.
+        let strict = self.is_sync() && self.setup.rules.synchronous_mode_strict;
+        if self.check.last_acked <= self.setup.quiet && !(strict && followers == 0) {
+            return Err("no commit was acknowledged".to_owned());
         }
         Ok(())
     }

@@ -54,11 +54,20 @@ struct Outcome {
     trace: Vec<String>,
 }
 
-fn run(seed: u64, mutation: Option<Mutation>, traced: bool) -> Outcome {
-    let mut rng = Rng::new(seed);
+/// What is run: a seed, and a rule that is broken on purpose, or whose setup is taken though it is not.
+#[derive(Debug, Clone, Copy, Default)]
+struct Case {
+    seed: u64,
+    mutation: Option<Mutation>,
+    control: bool,
+}
+
+fn run(case: Case, traced: bool) -> Outcome {
+    let mut rng = Rng::new(case.seed);
     let mut setup = faults::setup(&mut rng);
-    if let Some(mutation) = mutation {
+    if let Some(mutation) = case.mutation {
         mutation.setup(&mut setup);
+        setup.mutation = (!case.control).then_some(mutation);
     }
     let mut world = World::new(setup, rng, traced);
     faults::schedule(&mut world);
@@ -119,7 +128,8 @@ fn search(seeds: u64, mutation: Option<Mutation>) -> (Option<(u64, String)>, Out
                         break;
                     }
                     drop(end);
-                    let outcome = std::panic::catch_unwind(|| run(seed, mutation, false));
+                    let case = Case { seed, mutation, control: false };
+                    let outcome = std::panic::catch_unwind(|| run(case, false));
                     let violation = match outcome {
                         Ok(outcome) => {
                             mine.rows.extend(outcome.rows);
@@ -153,8 +163,8 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-fn replay(seed: u64, mutation: Option<Mutation>) -> Option<String> {
-    let outcome = run(seed, mutation, true);
+fn replay(seed: u64) -> Option<String> {
+    let outcome = run(Case { seed, ..Case::default() }, true);
     let lines = number("SIM_LINES").unwrap_or(400) as usize;
     let from = outcome.trace.len().saturating_sub(lines);
     for line in &outcome.trace[from..] {
@@ -167,7 +177,7 @@ fn replay(seed: u64, mutation: Option<Mutation>) -> Option<String> {
 #[test]
 fn no_seed_breaks_a_rule() {
     if let Some(seed) = number("SIM_SEED") {
-        let violation = replay(seed, None);
+        let violation = replay(seed);
         assert_eq!(violation, None, "seed {seed}");
         return;
     }
@@ -178,7 +188,7 @@ fn no_seed_breaks_a_rule() {
         Row::ALL.iter().filter(|row| !total.rows.contains(row)).map(|row| row.name()).collect();
     println!("rows not reached: {missed:?}");
     if let Some((seed, violation)) = failed {
-        replay(seed, None);
+        replay(seed);
         panic!("{violation}\nreplay: SIM_SEED={seed} cargo test -p leaderpool-agent simulation");
     }
 }
@@ -188,7 +198,15 @@ fn broken_rules_are_caught() {
     for mutation in Mutation::ALL {
         let (failed, _) = search(3_000, Some(mutation));
         match failed {
-            Some((seed, violation)) => println!("{mutation:?}: seed {seed}: {violation}"),
+            Some((seed, violation)) => {
+                println!("{mutation:?}: seed {seed}: {violation}");
+                let control = Case { seed, mutation: Some(mutation), control: true };
+                assert_eq!(
+                    run(control, false).violation,
+                    None,
+                    "without {mutation:?}, seed {seed}"
+                );
+            }
             None => panic!("{mutation:?} was not caught"),
         }
     }

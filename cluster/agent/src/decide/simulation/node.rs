@@ -194,6 +194,7 @@ impl Agent {
                 server: Server::Down { since: now, start_failed: false },
                 control: None,
                 rewind: Rewind::Unknown,
+                rewind_tried: None,
                 crashes: 0,
                 promote_failed: None,
                 standbys: Vec::new(),
@@ -383,6 +384,7 @@ impl World {
         if leader.is_some() && leader != agent.rewind_of {
             agent.rewind_of = leader;
             seen.postgres.rewind = Rewind::Unknown;
+            seen.postgres.rewind_tried = None;
         }
         if !could_write {
             node.watchdog = None;

@@ -278,6 +278,10 @@ impl World {
         let reach = |world: &World, from: usize| {
             world.nodes[from].writable() && !world.is_cut(i, from) && !world.is_cut(from, i)
         };
+        let local = self.local(i);
+        if let WorkDone::Checked(_) | WorkDone::Rewound(..) = done {
+            self.agent(i).seen.postgres.rewind_tried = Some(local);
+        }
         match done {
             WorkDone::Bootstrapped(well) => {
                 self.nodes[i].pg.data = well;

@@ -495,7 +495,7 @@ impl World {
     /// The WAL receiver: connects, or finds its stream dead.
     pub(super) fn receiver_looks(&mut self, i: usize) {
         let node = &self.nodes[i];
-        if !node.machine || node.pg.proc != Proc::Standby || node.pg.promoting {
+        if !node.machine || node.pg_frozen() || node.pg.proc != Proc::Standby || node.pg.promoting {
             return;
         }
         if let Some((_, connection, heard)) = node.pg.stream {

@@ -323,7 +323,7 @@ impl World {
             | Event::Told { to, .. }
             | Event::Failsafe { to, .. }
             | Event::FailsafeTold { to, .. } => (*to, true),
-            Event::Pg(i, ..) | Event::Receiver(i) | Event::Broken(i, _) => (*i, false),
+            Event::Pg(i, ..) | Event::Broken(i, _) => (*i, false),
             Event::Wal { to, .. } | Event::WalAck { to, .. } => (*to, false),
             _ => return false,
         };
