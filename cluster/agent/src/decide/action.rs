@@ -158,8 +158,8 @@ pub enum Action {
     },
     /// Set `synchronous_standby_names` before the promotion.
     SetSyncNames(SyncNames),
-    /// Add a line to `history`: the timeline that a promotion is going to make. Nobody else will make it
-    /// then, whatever becomes of this one.
+    /// Write the timeline that the promotion is going to make to the key `timeline`, if this member leads and
+    /// the key has an older one. Nobody else will make it then, whatever becomes of this one.
     ClaimTimeline(Timeline),
     /// Open the watchdog where there is one, then promote, to a timeline above this one (as the server
     /// does where it finds that timeline's history file).

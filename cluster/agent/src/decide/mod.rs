@@ -13,7 +13,7 @@
 //!   write is stopped before that ([`FencePlan`]). The key's own lease counts, not the configuration's `ttl`.
 //! - **The key comes before the promotion**, by compare-and-swap on its absence and on the revision of
 //!   `sync`: whoever led since has changed that, and a stale view cannot win.
-//! - **A promotion makes a timeline that nobody else has made.** It is claimed in `history` first, so that two
+//! - **A promotion makes a timeline that nobody else has made.** It is claimed in a key first, so that two
 //!   servers promoted one after the other, the first of them dead before anyone heard of it, differ.
 //! - **The lease is not renewed for a dead server**, unless it is being started, nor by a loop that hangs.
 //! - **A leader key that goes without its lease** (a hand, or etcd itself) is told from one that ran out by the

@@ -258,7 +258,8 @@ fn last_leader_lives(
     // An expired lease takes the member key with it. This one is still there and says "primary": the
     // leader key alone was deleted.
     let peer = seen.peers.get(last).cloned().unwrap_or_default();
-    if peer.answered(since) {
+    let denies = peer.answer.as_ref().is_some_and(|answer| !(answer.running && answer.primary));
+    if peer.answered(since) && denies {
         return None;
     }
     let reason = format!("the leader key went, but {last} still has its lease: does it lead?");

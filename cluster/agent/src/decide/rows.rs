@@ -130,7 +130,7 @@ rows! {
     "Nobody leads: a primary": {
         KeyGone: "The key seems to be gone" => "read it linearizably";
         KeyPutAgain: "It is, and the lease was good" => "put it again, if it is absent";
-        OldTimeline: "The history, or a member, is on a newer timeline" => "a primary stops immediately; who checks timelines stands back";
+        OldTimeline: "The history, a member or a claim is of a newer timeline" => "a primary stops immediately; a standby that must be on the history's stands back";
         NotInSync: "In synchronous mode, and `sync` does not name this member" => "a primary stops immediately, a standby stands back";
     }
     "Nobody leads: the race": {
@@ -152,7 +152,7 @@ rows! {
     "The key is ours, the server a standby": {
         KeyGivenBack: "It must not lead after all, or its promotion failed" => "release the key";
         SyncBeforePromotion: "In synchronous mode" => "write this leader alone into `sync`, and reset what commits wait for";
-        ClaimsTimeline: "The next timeline is not claimed" => "write it into `history`";
+        ClaimsTimeline: "The next timeline is not claimed" => "write it to the key `timeline`";
         Promotes: "It is" => "promote";
         StandbyLeaderFollows: "In a standby cluster, and it replicates from elsewhere" => "point it at the other cluster";
         StandbyLeads: "In a standby cluster" => "renew, and write `status`";

@@ -40,7 +40,7 @@ pub struct Seen {
     /// A handing over of the leader key that was begun. Cleared when the key was released or lost, and
     /// when the server is started as a primary again.
     pub handover: Option<Handover>,
-    /// The timeline that this agent has claimed in `history` since it took the leader key.
+    /// The timeline that this agent has claimed since it took the leader key.
     pub claimed: Option<Timeline>,
     /// When the position was last written to `status`.
     pub status_written: Option<Moment>,
@@ -279,6 +279,8 @@ pub struct Cluster {
     pub failover: Option<FailoverSeen>,
     /// The timeline that follows the last switch point of `history`; `None` where it has none.
     pub history: Option<Timeline>,
+    /// The key `timeline`: the newest that anyone has claimed, made or not. Patroni has no such key.
+    pub claimed: Option<Timeline>,
     /// The members that failsafe mode asks, with their REST APIs.
     pub failsafe: Option<BTreeMap<String, String>>,
 }
@@ -589,13 +591,15 @@ impl Seen {
         })
     }
 
-    /// The newest timeline that anyone is known to be on, or to have claimed.
+    /// The newest timeline that anyone is known to be on, or to have claimed. Whether a claimed one was made,
+    /// and had commits, nobody may know.
     pub(super) fn newest_timeline(&self) -> Timeline {
         let members = self.cluster.members.iter().filter(|(name, _)| **name != self.me.name);
         let members = members.filter_map(|(_, member)| member.timeline);
         let answers = self.peers.values().filter_map(|peer| peer.answer.as_ref());
         let answers = answers.filter(|answer| answer.running).map(|answer| answer.timeline);
-        self.cluster.history.into_iter().chain(members).chain(answers).max().unwrap_or_default()
+        let keys = self.cluster.history.into_iter().chain(self.cluster.claimed);
+        keys.chain(members).chain(answers).max().unwrap_or_default()
     }
 
     /// The members other than this one.

@@ -23,6 +23,7 @@ pub(super) struct Keys {
     pub(super) sync: Option<(SyncKey, i64)>,
     pub(super) failover: Option<(FailoverRequest, i64)>,
     pub(super) history: Option<Timeline>,
+    pub(super) claimed: Option<Timeline>,
     pub(super) failsafe: Option<BTreeMap<String, String>>,
 }
 
@@ -207,7 +208,11 @@ impl Etcd {
                     keys.sync = key.clone().map(|key| (key, revision));
                 })
             }
-            Op::Claim(timeline) | Op::WriteHistory(timeline) => {
+            Op::Claim(timeline) => {
+                let newer = self.keys.claimed.is_none_or(|claimed| claimed < *timeline);
+                self.when(leads && newer, |keys, _| keys.claimed = Some(*timeline))
+            }
+            Op::WriteHistory(timeline) => {
                 let newer = self.keys.history.is_none_or(|history| history < *timeline);
                 self.when(leads && newer, |keys, _| keys.history = Some(*timeline))
             }

@@ -85,6 +85,8 @@ pub(super) struct Node {
     /// against, and it has none.
     pub(super) excuse: Option<&'static str>,
     pub(super) excuse_ends: Option<Time>,
+    /// Since when its clock is behind without anybody knowing: what it counts from before then is wrong.
+    clock_lies: Option<Moment>,
 }
 
 /// The process beside the server.
@@ -136,6 +138,7 @@ impl Node {
             watchdog: None,
             excuse: None,
             excuse_ends: None,
+            clock_lies: None,
         }
     }
 
@@ -186,6 +189,7 @@ impl Agent {
                 sync: None,
                 failover: None,
                 history: None,
+                claimed: None,
                 failsafe: None,
             },
             peers: BTreeMap::new(),
@@ -389,10 +393,7 @@ impl World {
         if !could_write {
             node.watchdog = None;
         }
-        if node.excuse.is_some()
-            && !node.pg.writes()
-            && !matches!(node.pg.proc, Proc::Starting { primary: true })
-        {
+        if !could_write && node.clock_lies.is_none() {
             node.excuse = None;
         }
     }
@@ -443,14 +444,19 @@ impl World {
                     && let Some(session) = &mut agent.seen.session
                 {
                     session.sent = session.sent.max(counted);
+                    let node = &mut self.nodes[i];
+                    if node.clock_lies.is_some_and(|since| request.sent > since) {
+                        node.clock_lies = None;
+                    }
                 }
+                let Some(agent) = self.agent_mut(i, request.boot) else { return };
                 if agent.reign_lease == Some(*id)
                     && let Some(reign) = &mut agent.seen.reign
                 {
                     reign.sent = reign.sent.max(counted);
                     self.ping_watchdog(i);
                     self.arm_fence(i);
-                    self.nodes[i].excuse = None;
+                    self.trusts(i);
                 }
                 return;
             }
@@ -563,6 +569,7 @@ impl World {
             FailoverSeen { request: request.clone(), due: Due::Now, since, revision: *revision }
         });
         cluster.history = keys.history;
+        cluster.claimed = keys.claimed;
         cluster.failsafe.clone_from(&keys.failsafe);
         self.wake(i);
     }
@@ -632,6 +639,14 @@ impl World {
         }
     }
 
+    /// It has the key, and its lease: from now on there is no excuse.
+    pub(super) fn trusts(&mut self, i: usize) {
+        let node = &mut self.nodes[i];
+        if node.clock_lies.is_none() {
+            node.excuse = None;
+        }
+    }
+
     fn ping_watchdog(&mut self, i: usize) {
         if !self.setup.watchdog {
             return;
@@ -694,6 +709,7 @@ impl World {
         node.backlog.clear();
         node.watchdog = None;
         node.excuse = None;
+        node.clock_lies = None;
         node.pg.turn += 1;
         node.pg.names_turn += 1;
         node.pg.proc = Proc::Down { failed: false };
@@ -733,7 +749,7 @@ impl World {
         let could = node.pg.writes()
             || node.pg.promoting
             || matches!(node.pg.proc, Proc::Starting { primary: true });
-        if could && (what == Frozen::Machine || !watchdog) {
+        if what == Frozen::Machine || (could && !watchdog) {
             node.excuse = Some("its agent was frozen");
             node.excuse_ends = None;
         }
@@ -747,7 +763,9 @@ impl World {
         node.clock.goes_on(now);
         trace!(self, "{}: goes on", NAMES[i]);
         let node = &mut self.nodes[i];
-        if what != Frozen::Machine {
+        if what == Frozen::Machine {
+            node.clock_lies = Some(node.clock.read(now));
+        } else {
             // The clock went on, so the fence knows at once. It has this long.
             node.excuse_ends = Some(now + SEC);
         }

@@ -249,7 +249,7 @@ impl World {
                 if agent.lease == Some(*lease) {
                     agent.reign_lease = Some(*lease);
                     agent.seen.reign = agent.seen.session;
-                    self.nodes[i].excuse = None;
+                    self.trusts(i);
                 }
             }
             Op::Claim(timeline) => agent.seen.claimed = Some(*timeline),
