@@ -56,7 +56,7 @@ pub(super) fn holds_back(seen: &Seen, now: Moment) -> Option<(Moment, String)> {
 fn everyone_denies(seen: &Seen) -> bool {
     let denies = |name: &String| {
         let answer = seen.peers.get(name).and_then(|peer| peer.answer.as_ref());
-        answer.is_some_and(|answer| answer.asked >= seen.me.started && !answer.primary)
+        answer.is_some_and(|answer| answer.asked >= seen.me.started && !answer.leads)
     };
     let asked = seen.cluster.failsafe.iter().flat_map(|asked| asked.keys());
     asked.filter(|name| **name != seen.me.name).all(denies)

@@ -19,7 +19,7 @@ const ANSWER_LIMIT: Duration = Duration::from_millis(300);
 /// How old an answer may be, where nothing has moved since.
 const ANSWERS_AGE: Duration = Duration::from_secs(10);
 
-/// How long an answer that someone runs a primary stands, without another.
+/// How long an answer that someone leads stands, without another.
 const ANSWER_AGE: Duration = Duration::from_secs(1);
 
 /// How often a member whose answer stands in the way is asked again.
@@ -162,11 +162,11 @@ fn request<'a>(seen: &'a Seen, now: Moment) -> Request<'a> {
     }
 }
 
-/// Whether the last leader's own member key says that it has stopped leading: the key was released, and
-/// nothing that it had is missing.
+/// Whether the last leader's own member key says that it has stopped leading. It says so in the transaction
+/// that releases the key; Patroni's says so soon after.
 fn was_released(seen: &Seen, last: Option<&str>) -> bool {
     let member = last.and_then(|last| seen.cluster.members.get(last));
-    member.is_some_and(|member| !(member.running && member.role == MemberRole::Primary))
+    member.is_some_and(|member| !member.running && member.role != MemberRole::Primary)
 }
 
 /// The rows of a running server that has no key and whose cluster has no leader.
@@ -231,13 +231,13 @@ fn last_leader_lives(
     last: Option<&str>,
 ) -> Option<Choice> {
     for (name, peer) in &seen.peers {
-        let Some(answer) = peer.answer.as_ref().filter(|a| a.running && a.primary) else {
+        let Some(answer) = peer.answer.as_ref().filter(|answer| answer.leads) else {
             continue;
         };
         if *name == seen.me.name || peer.refused(answer.asked) || now > answer.asked + ANSWER_AGE {
             continue;
         }
-        let reason = format!("{name} says that it runs a primary");
+        let reason = format!("{name} says that it leads");
         let asked = peer.asked.unwrap_or(answer.asked);
         if answer.asked < since && asked >= since && now >= asked + ANSWER_LIMIT {
             // That was before the key went, and now it does not answer.
@@ -251,14 +251,13 @@ fn last_leader_lives(
         });
     }
     let last = last.filter(|last| *last != seen.me.name)?;
-    let member = seen.cluster.members.get(last)?;
-    if !member.running || member.role != MemberRole::Primary {
+    if !seen.cluster.members.contains_key(last) || was_released(seen, Some(last)) {
         return None;
     }
-    // An expired lease takes the member key with it. This one is still there and says "primary": the
-    // leader key alone was deleted.
+    // An expired lease takes the member key with it. This one is still there, and does not say that it has
+    // released the key: that alone was deleted.
     let peer = seen.peers.get(last).cloned().unwrap_or_default();
-    let denies = peer.answer.as_ref().is_some_and(|answer| !(answer.running && answer.primary));
+    let denies = peer.answer.as_ref().is_some_and(|answer| !answer.leads);
     if peer.answered(since) && denies {
         return None;
     }

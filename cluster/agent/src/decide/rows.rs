@@ -140,7 +140,7 @@ rows! {
         PromotionFailed: "The last promotion failed, less than a `ttl` ago" => "stand back";
         FailsafeHolds: "This member accepted a primary in failsafe mode less than a `ttl` ago, or has just begun and cannot know" => "stand back";
         StandsBack: "Another was asked to take over" => "stand back, a while";
-        PrimaryLives: "A member says that it runs a primary" => "stand back, and ask again";
+        PrimaryLives: "A member says that it leads" => "stand back, and ask again";
         LastLeaderAsked: "The leader key went, but not the last leader's lease" => "ask it; stand back until it answers or its lease ends";
         LagsTooFar: "Behind the last leader by more than `maximum_lag_on_failover`" => "stand back";
         PeersAsked: "Not every member has said where it is" => "ask them, and wait 300 ms at most";

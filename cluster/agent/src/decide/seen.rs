@@ -307,6 +307,9 @@ pub struct Answer {
     pub running: bool,
     /// Whether that is out of recovery.
     pub primary: bool,
+    /// Whether it counts itself as the leader: see [`Seen::leads`]. Patroni does not say; there it is a running
+    /// server out of recovery.
+    pub leads: bool,
     /// Its timeline.
     pub timeline: Timeline,
     /// Its position: written, or the greater of received and replayed.
@@ -553,6 +556,36 @@ pub struct Handover {
 }
 
 impl Seen {
+    /// Whether this member may take writes, now or without a further word from etcd: its server could, or it
+    /// counts on a lease that carries the leader key.
+    ///
+    /// The answer to a peer that sees no leader key. Who says no here will not write before it has won
+    /// the key anew.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.could_write() || self.reign.is_some()
+    }
+
+    /// The role that the member key and the REST API give. A leader whose server is being restarted stays a
+    /// primary; one that has stopped for good is demoted.
+    #[must_use]
+    pub fn role(&self) -> MemberRole {
+        if self.postgres.data == Data::Empty {
+            return MemberRole::Uninitialized;
+        }
+        match self.postgres.server {
+            Server::Primary { .. } => MemberRole::Primary,
+            Server::Standby { .. } if self.rules.standby_cluster && self.holds_key() => {
+                MemberRole::StandbyLeader
+            }
+            Server::Standby { .. } => MemberRole::Replica,
+            Server::Starting { as_primary: false, .. } => MemberRole::Replica,
+            Server::Starting { .. } | Server::Stopping { .. } | Server::Down { .. } => {
+                if self.leads() { MemberRole::Primary } else { MemberRole::Demoted }
+            }
+        }
+    }
+
     /// Whether the leader key names this member.
     pub(super) fn holds_key(&self) -> bool {
         matches!(&self.cluster.leader, Leader::Held { by, .. } if *by == self.me.name)

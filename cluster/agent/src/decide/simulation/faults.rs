@@ -2,7 +2,7 @@
 
 use leaderpool::patroni::FailoverRequest;
 
-use super::node::Frozen;
+use super::node::{Excuse, Frozen};
 use super::rng::Rng;
 use super::world::{Event, MS, NAMES, SEC, Setup, Time, World, micros, trace};
 use crate::decide::{Rules, SyncMode};
@@ -162,13 +162,13 @@ impl World {
                 let i = self.victim();
                 let watchdog = self.setup.watchdog;
                 let node = &mut self.nodes[i];
-                if node.agent.take().is_some() && node.frozen.is_none() {
+                if node.agent.take().is_some() {
                     trace!(self, "{}: the agent is killed", NAMES[i]);
                     let node = &mut self.nodes[i];
                     let starts =
                         matches!(node.pg.proc, super::postgres::Proc::Starting { primary: true });
                     if (node.pg.writes() || node.pg.promoting || starts) && !watchdog {
-                        node.excuse = Some("its agent was killed");
+                        node.excuse = Some(Excuse::Killed);
                         node.excuse_ends = None;
                     }
                 }
@@ -227,10 +227,8 @@ impl World {
                 if let (Some(lease), Some((i, _))) =
                     (self.etcd.leader_lease(), self.etcd.keys.leader)
                 {
-                    if self.nodes[i].writable() {
-                        self.nodes[i].excuse = Some("etcd took its lease");
-                        self.nodes[i].excuse_ends = None;
-                    }
+                    self.nodes[i].excuse = Some(Excuse::Revoked);
+                    self.nodes[i].excuse_ends = None;
                     self.etcd.revoke(lease);
                     self.keys_changed();
                 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use leaderpool::patroni::{Lsn, MemberRole, Tags, Timeline};
+use leaderpool::patroni::{Lsn, Tags, Timeline};
 
 use super::etcd::{Answered, Keys, Op, Request};
 use super::postgres::{Pg, Proc};
@@ -63,6 +63,19 @@ pub(super) enum Frozen {
     Machine,
 }
 
+/// Why a node may write without the key: nothing on it could know better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Excuse {
+    /// Its agent was killed, and there is no watchdog.
+    Killed,
+    /// Its agent was frozen, and there is no watchdog.
+    Frozen,
+    /// It stood still, its clock with it.
+    StoodStill,
+    /// etcd took its lease while it was alive.
+    Revoked,
+}
+
 /// One machine.
 pub(super) struct Node {
     pub(super) machine: bool,
@@ -81,9 +94,7 @@ pub(super) struct Node {
     pub(super) watched_until: Time,
     /// When the watchdog device resets the machine.
     pub(super) watchdog: Option<Time>,
-    /// Why this node may write without the key: something stopped its agent that only a watchdog helps
-    /// against, and it has none.
-    pub(super) excuse: Option<&'static str>,
+    pub(super) excuse: Option<Excuse>,
     pub(super) excuse_ends: Option<Time>,
     /// Since when its clock is behind without anybody knowing: what it counts from before then is wrong.
     clock_lies: Option<Moment>,
@@ -750,8 +761,12 @@ impl World {
             || node.pg.promoting
             || matches!(node.pg.proc, Proc::Starting { primary: true });
         if what == Frozen::Machine || (could && !watchdog) {
-            node.excuse = Some("its agent was frozen");
-            node.excuse_ends = None;
+            let why = if what == Frozen::Machine { Excuse::StoodStill } else { Excuse::Frozen };
+            // A graver one stays.
+            if node.excuse.is_none() {
+                node.excuse = Some(why);
+                node.excuse_ends = None;
+            }
         }
         trace!(self, "{}: frozen, {what:?}", NAMES[i]);
     }
@@ -765,7 +780,7 @@ impl World {
         let node = &mut self.nodes[i];
         if what == Frozen::Machine {
             node.clock_lies = Some(node.clock.read(now));
-        } else {
+        } else if node.excuse == Some(Excuse::Frozen) {
             // The clock went on, so the fence knows at once. It has this long.
             node.excuse_ends = Some(now + SEC);
         }
@@ -794,6 +809,8 @@ impl World {
         if !node.machine {
             return;
         }
+        self.refresh(to);
+        let node = &self.nodes[to];
         let answer = match &node.agent {
             // Connection refused.
             None => None,
@@ -803,6 +820,7 @@ impl World {
                     asked,
                     running: pg.runs(),
                     primary: pg.proc == Proc::Primary,
+                    leads: agent.seen.leads(),
                     timeline: self.branches[pg.branch].timeline,
                     lsn: Lsn(pg.lsn),
                     limitation: agent.seen.stopping.map(|_| "the agent stops".to_owned()),
@@ -834,6 +852,7 @@ impl World {
                     answer.lsn = Lsn(0);
                     answer.timeline = Timeline(0);
                     answer.primary = false;
+                    answer.leads = false;
                 }
                 if answer.running {
                     peer.running_since.get_or_insert(now);
@@ -888,20 +907,17 @@ impl World {
 
 /// What the member key says.
 pub(super) fn member_value(seen: &Seen, checkpointed: bool) -> MemberSeen {
-    let (running, role, timeline, lsn) = match &seen.postgres.server {
-        Server::Primary { timeline, written } => {
-            (true, MemberRole::Primary, Some(*timeline), Some(*written))
+    let (running, timeline, lsn) = match &seen.postgres.server {
+        Server::Primary { timeline, written } => (true, Some(*timeline), Some(*written)),
+        Server::Standby { timeline, received, .. } => (true, Some(*timeline), Some(*received)),
+        Server::Starting { .. } | Server::Stopping { .. } | Server::Down { .. } => {
+            (false, None, None)
         }
-        Server::Standby { timeline, received, .. } => {
-            (true, MemberRole::Replica, Some(*timeline), Some(*received))
-        }
-        Server::Starting { .. } => (false, MemberRole::Replica, None, None),
-        Server::Stopping { .. } | Server::Down { .. } => (false, MemberRole::Demoted, None, None),
     };
     MemberSeen {
         running,
         initializing: seen.doing.is_some_and(|doing| doing.work == Work::Bootstrap),
-        role,
+        role: seen.role(),
         timeline,
         lsn,
         tags: seen.me.tags.clone(),

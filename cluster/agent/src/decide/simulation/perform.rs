@@ -3,6 +3,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use leaderpool::patroni::MemberRole;
+
 use super::etcd::{Answered, Op};
 use super::node::{Agent, member_value};
 use super::postgres::{PgStep, WorkDone};
@@ -141,7 +143,10 @@ impl World {
             Action::Stop(mode) => self.pg_stop(i, mode),
             Action::ReleaseLeader { optime, .. } => {
                 let checkpointed = self.nodes[i].pg.checkpointed;
-                let member = Rc::new(member_value(&self.agent(i).seen, checkpointed));
+                let mut member = member_value(&self.agent(i).seen, checkpointed);
+                member.running = false;
+                member.role = MemberRole::Demoted;
+                let member = Rc::new(member);
                 self.write(i, Op::Release { optime, member });
             }
             Action::PingFailsafe => {
