@@ -81,9 +81,9 @@ fn synchronous_first(seen: &Seen) -> Option<Choice> {
         return None;
     }
     let only = SyncKey::only(&seen.me.name);
-    let (key, revision) =
-        seen.cluster.sync.as_ref().map_or((None, 0), |sync| (Some(&sync.key), sync.revision));
-    if key != Some(&only) {
+    let sync = seen.cluster.sync.as_ref();
+    let revision = sync.map_or(0, |sync| sync.revision);
+    if sync.is_none_or(|sync| sync.key != only || !sync.settled) {
         return Some(Row::SyncBeforePromotion.says(
             Action::WriteSync { key: only, revision },
             "the synchronous standbys of the last leader are not this one's",
@@ -91,7 +91,8 @@ fn synchronous_first(seen: &Seen) -> Option<Choice> {
     }
     let names =
         if seen.rules.synchronous_mode_strict { SyncNames::Anyone } else { SyncNames::Nobody };
-    (seen.postgres.names.names != names).then(|| {
+    let now = &seen.postgres.names;
+    (now.names != names || now.set.as_ref().is_some_and(|set| *set != names)).then(|| {
         Row::SyncBeforePromotion.says(
             Action::SetSyncNames(names),
             "the synchronous standbys of the last leader are not this one's",

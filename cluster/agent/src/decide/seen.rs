@@ -194,6 +194,10 @@ pub struct SyncSeen {
     pub key: SyncKey,
     /// The revision of its last write.
     pub revision: i64,
+    /// Whether no write that was sent before can still arrive: the one that gave the key this revision was this
+    /// process's, it was answered, and none was sent since. A process that has just begun does not know
+    /// what the one before it sent.
+    pub settled: bool,
 }
 
 /// When a request is due.
@@ -477,6 +481,8 @@ pub struct StandbyRow {
 pub struct NamesInEffect {
     /// The value.
     pub names: SyncNames,
+    /// The value in the configuration file, where it is another: it was set, and is not in effect yet.
+    pub set: Option<SyncNames>,
     /// What the primary had flushed when the value was first seen to be in effect; `None` before that, and
     /// again after each start.
     pub since: Option<Lsn>,

@@ -14,6 +14,10 @@
 //! A new value of `synchronous_standby_names` holds for the commits to come. For those before, it is *confirmed*
 //! when *k* of *N* have what had been flushed when the value came into effect. Until then the key may only be
 //! changed towards more caution: fewer standbys, a greater quorum.
+//!
+//! One change at a time. What was sent may arrive late: a write of the key that nobody has answered is
+//! settled by another one before the names are touched, and names that were set are waited for
+//! before the key is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -170,6 +174,8 @@ pub struct SyncView<'a> {
     pub me: &'a str,
     /// The key.
     pub key: Option<&'a SyncKey>,
+    /// Whether no earlier write of the key can still arrive: [`SyncSeen::settled`](super::SyncSeen).
+    pub settled: bool,
     /// What commits wait for.
     pub names: &'a NamesInEffect,
     /// The standbys that are connected.
@@ -200,6 +206,13 @@ pub fn plan(view: &SyncView<'_>) -> SyncStep {
     let Some(key) = view.key.filter(|key| key.leader.as_deref() == Some(view.me)) else {
         return SyncStep::WriteKey(none);
     };
+    if !view.settled {
+        return SyncStep::WriteKey(key.clone());
+    }
+    if let Some(set) = view.names.set.as_ref().filter(|set| **set != *names) {
+        // It was safe when it was set, and the key has only become more cautious since.
+        return SyncStep::SetNames(set.clone());
+    }
     if !is_safe(key, names) {
         // Not by a step of ours: someone else has changed the names.
         return SyncStep::WriteKey(none);
@@ -352,6 +365,7 @@ pub(super) fn step(seen: &Seen, flushed: Lsn) -> SyncStep {
         max_lag: seen.rules.maximum_lag_on_syncnode,
         me: &seen.me.name,
         key: seen.cluster.sync.as_ref().map(|sync| &sync.key),
+        settled: seen.cluster.sync.as_ref().is_some_and(|sync| sync.settled),
         names: &seen.postgres.names,
         standbys: &seen.postgres.standbys,
         members: &seen.cluster.members,

@@ -63,7 +63,8 @@ pub(super) enum Op {
 /// What it answers.
 #[derive(Debug, Clone)]
 pub(super) enum Answered {
-    Done,
+    /// At this revision.
+    Done(i64),
     /// A condition did not hold.
     Refused,
     Granted(u64),
@@ -156,7 +157,7 @@ impl Etcd {
                 Some(lease) => {
                     // A change of leader may have given it more than its ttl.
                     lease.expires = lease.expires.max(now + lease.ttl);
-                    Answered::Done
+                    Answered::Done(before)
                 }
                 None => Answered::Gone,
             },
@@ -245,7 +246,7 @@ impl Etcd {
             return Answered::Refused;
         }
         self.change(then);
-        Answered::Done
+        Answered::Done(self.keys.revision)
     }
 
     /// The lease of the leader key.

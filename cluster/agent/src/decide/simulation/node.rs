@@ -121,6 +121,10 @@ pub(super) struct Agent {
     pub(super) accepted: BTreeMap<usize, Moment>,
     fence_at: Option<Time>,
     pub(super) names_asked: Option<(SyncNames, Moment)>,
+    /// The last write of `sync` that was not answered, by when it was sent.
+    pub(super) sync_sent: Option<Moment>,
+    /// The revision of the last one that was.
+    pub(super) sync_written: Option<i64>,
     pub(super) checkpoint_asked: Option<Moment>,
     /// Whether it waits for standbys to catch up.
     pub(super) confirms: bool,
@@ -243,6 +247,8 @@ impl Agent {
             accepted: BTreeMap::new(),
             fence_at: None,
             names_asked: None,
+            sync_sent: None,
+            sync_written: None,
             checkpoint_asked: None,
             confirms: false,
             diverged: false,
@@ -368,8 +374,14 @@ impl World {
                 });
             }
         }
-        seen.postgres.names =
-            NamesInEffect { names: pg.names.clone(), since: pg.names_since.map(Lsn) };
+        seen.postgres.names = NamesInEffect {
+            names: pg.names.clone(),
+            set: (pg.names_set != pg.names).then(|| pg.names_set.clone()),
+            since: pg.names_since.map(Lsn),
+        };
+        if let Some(sync) = &mut seen.cluster.sync {
+            sync.settled = agent.sync_sent.is_none() && agent.sync_written == Some(sync.revision);
+        }
         // etcd is silent when two renewals in a row were not answered.
         if let Some(answered) = agent.answered {
             let limit = seen.rules.ttl / 5 + Duration::from_millis(200);
@@ -450,7 +462,7 @@ impl World {
                     agent.seen.session = Some(LeaseClock { sent: counted, ttl: *ttl });
                 }
             }
-            (Op::KeepAlive(id), Answered::Done) => {
+            (Op::KeepAlive(id), Answered::Done(_)) => {
                 if agent.lease == Some(*id)
                     && let Some(session) = &mut agent.seen.session
                 {
@@ -493,7 +505,7 @@ impl World {
                     return;
                 }
             }
-            (op, answer) => self.write_answered(i, op, answer),
+            (op, answer) => self.write_answered(i, &request, op, answer),
         }
         self.wake(i);
     }
@@ -568,10 +580,11 @@ impl World {
             }
         }
         cluster.optime = keys.status;
-        cluster.sync = keys
-            .sync
-            .as_ref()
-            .map(|(key, revision)| SyncSeen { key: key.clone(), revision: *revision });
+        cluster.sync = keys.sync.as_ref().map(|(key, revision)| SyncSeen {
+            key: key.clone(),
+            revision: *revision,
+            settled: false,
+        });
         cluster.failover = keys.failover.as_ref().map(|(request, revision)| {
             let since = match &cluster.failover {
                 Some(known) if known.revision == *revision => known.since,

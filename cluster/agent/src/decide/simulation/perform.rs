@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use leaderpool::patroni::MemberRole;
 
-use super::etcd::{Answered, Op};
+use super::etcd::{Answered, Op, Request};
 use super::node::{Agent, member_value};
 use super::postgres::{PgStep, WorkDone};
 use super::teeth::Mutation;
@@ -26,6 +26,13 @@ impl World {
         let agent = self.agent(i);
         if agent.asked.is_some_and(|asked| now < asked + Duration::from_secs(1)) {
             return;
+        }
+        if matches!(op, Op::WriteSync(..)) {
+            // One that was answered is to be seen first.
+            if agent.sync_written.is_some_and(|written| agent.revision < written) {
+                return;
+            }
+            agent.sync_sent = Some(now);
         }
         agent.asked = Some(now);
         self.to_etcd(i, op);
@@ -238,14 +245,26 @@ impl World {
     }
 
     /// A write was answered.
-    pub(super) fn write_answered(&mut self, i: usize, op: &Op, answer: &Answered) {
-        let done = matches!(answer, Answered::Done);
+    pub(super) fn write_answered(
+        &mut self,
+        i: usize,
+        request: &Request,
+        op: &Op,
+        answer: &Answered,
+    ) {
+        let done = matches!(answer, Answered::Done(_));
         if matches!(op, Op::PutMember(..) | Op::WriteStatus(_) | Op::WriteHistory(_)) {
             return;
         }
         let now = self.local(i);
         let agent = self.agent(i);
         agent.asked = None;
+        if let (Op::WriteSync(..), Answered::Done(revision)) = (op, answer) {
+            agent.sync_written = Some(*revision);
+            if agent.sync_sent == Some(request.sent) {
+                agent.sync_sent = None;
+            }
+        }
         if !done {
             return;
         }

@@ -53,6 +53,8 @@ pub(super) struct Pg {
     pub(super) stream_lost: Option<Moment>,
     pub(super) followers: BTreeMap<usize, Follower>,
     pub(super) names: SyncNames,
+    /// In the configuration file.
+    pub(super) names_set: SyncNames,
     pub(super) names_since: Option<u64>,
     pub(super) names_turn: u64,
     pub(super) acked: u64,
@@ -104,6 +106,7 @@ impl Pg {
             stream_lost: None,
             followers: BTreeMap::new(),
             names: SyncNames::Nobody,
+            names_set: SyncNames::Nobody,
             names_since: None,
             names_turn: 0,
             acked: 0,
@@ -170,6 +173,8 @@ impl World {
         node.pg.stream = None;
         node.pg.stream_lost = Some(now);
         node.pg.names_since = None;
+        node.pg.names = node.pg.names_set.clone();
+        node.pg.names_turn += 1;
         node.pg.promoting = false;
         node.pg.followers.clear();
         node.pg.control =
@@ -274,6 +279,7 @@ impl World {
     pub(super) fn pg_set_names(&mut self, i: usize, names: SyncNames) {
         let pg = &mut self.nodes[i].pg;
         pg.names_turn += 1;
+        pg.names_set.clone_from(&names);
         let turn = pg.names_turn;
         let time = self.rng.range(2 * MS, 60 * MS);
         self.after(time, Event::Pg(i, u64::MAX, PgStep::NamesInEffect(turn, names)));
