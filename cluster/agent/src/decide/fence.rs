@@ -143,6 +143,10 @@ pub(super) fn rows(seen: &Seen, now: Moment) -> Option<Choice> {
             Row::PromotingWithoutKey,
             "the leader key is gone while the server is being promoted".to_owned(),
         ),
+        Leader::Absent { .. } if matches!(seen.postgres.server, Server::Stopping { .. }) => {
+            let why = "the leader key is gone while the primary is being shut down";
+            at_once(Row::StoppingWithoutKey, why.to_owned())
+        }
         Leader::Absent { .. } if matches!(seen.postgres.server, Server::Starting { .. }) => {
             at_once(
                 Row::StartingWithoutKey,

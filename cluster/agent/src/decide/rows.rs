@@ -48,6 +48,7 @@ rows! {
         AnotherLeads: "The leader key names another" => "stop immediately, then kill";
         AnotherHasLed: "The key is gone, and another has held it since" => "stop immediately";
         PromotingWithoutKey: "The key is gone while the server is being promoted" => "stop immediately";
+        StoppingWithoutKey: "The key is gone while a primary is being shut down" => "stop immediately, then kill";
         StartingWithoutKey: "The key is gone while a primary is being started" => "stop immediately";
     }
     "Handing over": {

@@ -28,8 +28,9 @@ pub struct Seen {
     pub postgres: Postgres,
     /// The lease of this agent's session; `None` while there is none.
     pub session: Option<LeaseClock>,
-    /// The clock of the lease that the leader key hangs on, while that is ours. It stays, no longer
-    /// renewed, when etcd says that this lease is gone, and is cleared once the server cannot write.
+    /// The clock of the lease that the leader key hangs on, while that is ours. When the key or this lease is
+    /// seen to be gone it stays as it is, and renewals do not count for it any more; it is cleared once the
+    /// server cannot write.
     pub reign: Option<LeaseClock>,
     /// What is remembered of failsafe mode.
     pub failsafe: Failsafe,

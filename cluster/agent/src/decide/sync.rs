@@ -209,13 +209,14 @@ pub fn plan(view: &SyncView<'_>) -> SyncStep {
     if !view.settled {
         return SyncStep::WriteKey(key.clone());
     }
-    if let Some(set) = view.names.set.as_ref().filter(|set| **set != *names) {
-        // It was safe when it was set, and the key has only become more cautious since.
-        return SyncStep::SetNames(set.clone());
-    }
-    if !is_safe(key, names) {
+    let foreign = view.names.set == Some(SyncNames::Foreign);
+    if !key.standbys.is_empty() && (foreign || !is_safe(key, names)) {
         // Not by a step of ours: someone else has changed the names.
         return SyncStep::WriteKey(none);
+    }
+    if let Some(set) = view.names.set.as_ref().filter(|set| **set != *names && !foreign) {
+        // It was safe when it was set, and the key has only become more cautious since.
+        return SyncStep::SetNames(set.clone());
     }
     let (goal, goal_names) = goal(view, key);
     if *key == goal && *names == goal_names {

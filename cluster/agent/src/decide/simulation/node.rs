@@ -474,6 +474,7 @@ impl World {
                 }
                 let Some(agent) = self.agent_mut(i, request.boot) else { return };
                 if agent.reign_lease == Some(*id)
+                    && agent.seen.holds_key()
                     && let Some(reign) = &mut agent.seen.reign
                 {
                     reign.sent = reign.sent.max(counted);
