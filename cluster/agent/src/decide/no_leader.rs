@@ -10,7 +10,9 @@ use super::fence::leads_until;
 use super::moment::Moment;
 use super::rank::{Position, failover_priority, mine};
 use super::rows::Row;
-use super::seen::{FailoverSeen, Leader, Peer, Seen, Server, StopMode, SyncMode, Watchdog};
+use super::seen::{
+    FailoverSeen, Leader, MemberSeen, Peer, Seen, Server, StopMode, SyncMode, Watchdog,
+};
 use super::sync::{MayRace, may_race};
 
 /// How long a member that does not answer is waited for: who is ahead may be dead.
@@ -250,21 +252,20 @@ fn last_leader_lives(
             Row::PrimaryLives.waits(reason).in_(AGAIN, now)
         });
     }
-    let last = last.filter(|last| *last != seen.me.name)?;
-    if !seen.cluster.members.contains_key(last) || was_released(seen, Some(last)) {
-        return None;
-    }
-    // An expired lease takes the member key with it. This one is still there, and does not say that it has
-    // released the key: that alone was deleted.
-    let peer = seen.peers.get(last).cloned().unwrap_or_default();
-    let denies = peer.answer.as_ref().is_some_and(|answer| !answer.leads);
-    if peer.answered(since) && denies {
-        return None;
-    }
-    let reason = format!("the leader key went, but {last} still has its lease: does it lead?");
-    let ask = peer.asked.is_none_or(|asked| now >= asked + AGAIN || asked < since);
-    Some(if ask {
-        Row::LastLeaderAsked.says(Action::AskPeers(vec![last.to_owned()]), reason).in_(AGAIN, now)
+    // An expired lease takes the member key with it. One that is still there, and does not say that it has
+    // released the key, shows that the key alone was deleted.
+    let suspect = |name: &str, member: &MemberSeen| {
+        let held = Some(name) == last && !was_released(seen, last);
+        let peer = seen.peers.get(name);
+        let denies = peer.and_then(|peer| peer.answer.as_ref()).is_some_and(|answer| !answer.leads);
+        (held || member.role == MemberRole::Primary)
+            && !(denies && peer.is_some_and(|peer| peer.answered(since)))
+    };
+    let (name, _) = seen.others().find(|(name, member)| suspect(name, member))?;
+    let reason = format!("the leader key went, but {name} still has its lease: does it lead?");
+    let asked = seen.peers.get(name).and_then(|peer| peer.asked).filter(|asked| *asked >= since);
+    Some(if asked.is_none_or(|asked| now >= asked + AGAIN) {
+        Row::LastLeaderAsked.says(Action::AskPeers(vec![name.to_owned()]), reason).in_(AGAIN, now)
     } else {
         Row::LastLeaderAsked.waits(reason).in_(AGAIN, now)
     })

@@ -113,7 +113,7 @@ fn run(case: Case, traced: bool) -> Outcome {
 
 /// Runs seeds until one fails or there are no more, on all processors. Returns the first to fail.
 fn search(seeds: u64, mutation: Option<Mutation>) -> (Option<(u64, String)>, Outcome) {
-    let next = AtomicU64::new(0);
+    let next = AtomicU64::new(number("SIM_FROM").unwrap_or(0));
     let failed: Mutex<Option<(u64, String)>> = Mutex::new(None);
     let total = Mutex::new(Outcome::default());
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

@@ -777,10 +777,10 @@ impl World {
         if what == Frozen::Machine || (could && !watchdog) {
             let why = if what == Frozen::Machine { Excuse::StoodStill } else { Excuse::Frozen };
             // A graver one stays.
-            if node.excuse.is_none() {
+            if matches!(node.excuse, None | Some(Excuse::Frozen)) {
                 node.excuse = Some(why);
-                node.excuse_ends = None;
             }
+            node.excuse_ends = None;
         }
         trace!(self, "{}: frozen, {what:?}", NAMES[i]);
     }
