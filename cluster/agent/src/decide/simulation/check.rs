@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use leaderpool::patroni::Timeline;
 
-use super::postgres::Branch;
-use super::world::{NAMES, Time, World, trace};
+use super::postgres::{Branch, Proc};
+use super::world::{NAMES, SEC, Time, World, micros, trace};
 use crate::decide::{HandoverWhy, Row, Rules, SyncMode};
 
 /// What was seen in a run.
@@ -29,6 +29,8 @@ pub(super) struct Checker {
     pub(super) watchdog_resets: u64,
     pub(super) excused: u64,
     pub(super) last_acked: Time,
+    /// Since when the holder of the key has had no server, and who that is.
+    dead: Option<(usize, Time)>,
 }
 
 impl Checker {
@@ -105,6 +107,32 @@ impl World {
                 let what = format!("a switchover to {} lost acknowledged commits", NAMES[i]);
                 self.check.fail(what);
             }
+        }
+    }
+
+    /// The key is not kept for a dead server: its lease is not renewed unless the server is being started.
+    pub(super) fn nobody_leads_dead(&mut self) {
+        let holder = self.etcd.keys.leader.map(|(name, _)| name);
+        let dead = holder.filter(|holder| {
+            let node = &self.nodes[*holder];
+            // A process that begins anew begins anew to count.
+            self.etcd.is_up(self.now)
+                && (matches!(node.pg.proc, Proc::Down { .. }) || !node.machine)
+        });
+        let Some(dead) = dead else {
+            self.check.dead = None;
+            return;
+        };
+        match self.check.dead {
+            Some((known, since)) if known == dead => {
+                // What was left of it, one more for a new leader of etcd, and the scan.
+                let bound = 2 * micros(self.setup.rules.ttl) + 2 * SEC;
+                if self.now > since + bound {
+                    let what = format!("{} keeps the leader key for a dead server", NAMES[dead]);
+                    self.check.fail(what);
+                }
+            }
+            _ => self.check.dead = Some((dead, self.now)),
         }
     }
 

@@ -93,6 +93,8 @@ pub(super) struct Etcd {
     next_lease: u64,
     /// Until when nobody answers.
     pub(super) down_until: Time,
+    /// Until when its answers are late.
+    pub(super) slow_until: Time,
 }
 
 impl Etcd {

@@ -19,6 +19,8 @@ pub(super) enum Fault {
     Freeze(Frozen, Time),
     /// The agent's loop hangs, but not its other threads.
     StallLoop(Time),
+    /// The same, and its server dies.
+    StallAndDie(Time),
     /// From etcd, from the others, or from both; one way or both.
     Cut {
         etcd: bool,
@@ -28,6 +30,8 @@ pub(super) enum Fault {
     },
     EtcdDown(Time),
     EtcdLeader,
+    /// etcd does what it is asked, and answers late: by up to half a `ttl`.
+    EtcdSlow(Time),
     /// etcd takes a lease that is alive.
     Revoke,
     /// Somebody deletes the leader key.
@@ -74,6 +78,7 @@ pub(super) fn setup(rng: &mut Rng) -> Setup {
         empty: rng.chance(8),
         rates,
         quiet: 10 * SEC + window,
+        faults_of: None,
         mutation: None,
         rules,
     }
@@ -84,6 +89,12 @@ pub(super) fn schedule(world: &mut World) {
     let quiet = world.setup.quiet;
     world.at(quiet, Event::Fault(Fault::Quiet));
     let ttl = micros(world.setup.rules.ttl);
+    if let Some(mutation) = world.setup.faults_of {
+        for fault in mutation.faults(ttl) {
+            let at = world.rng.range(4 * SEC, quiet - SEC);
+            world.at(at, Event::Fault(fault));
+        }
+    }
     let count = world.rng.range(1, 10);
     for _ in 0..count {
         let at = world.rng.range(4 * SEC, quiet - SEC);
@@ -113,7 +124,8 @@ fn one(rng: &mut Rng, time: Time) -> Fault {
         34..=37 => Fault::Freeze(Frozen::Agent, time),
         38..=41 => Fault::Freeze(Frozen::Processes, time),
         42..=43 => Fault::Freeze(Frozen::Machine, time),
-        44..=46 => Fault::StallLoop(time),
+        44..=45 => Fault::StallLoop(time),
+        46 => Fault::StallAndDie(time * 2),
         47..=58 => Fault::Cut {
             etcd: rng.chance(70),
             peers: rng.chance(50),
@@ -121,7 +133,8 @@ fn one(rng: &mut Rng, time: Time) -> Fault {
             time,
         },
         59..=63 => Fault::EtcdDown(time),
-        64..=66 => Fault::EtcdLeader,
+        64..=65 => Fault::EtcdLeader,
+        66 => Fault::EtcdSlow(time),
         67..=68 => Fault::Revoke,
         69..=71 => Fault::DeleteKey,
         72..=82 => Fault::Switchover { named: rng.chance(60) },
@@ -193,6 +206,13 @@ impl World {
                 let i = self.victim();
                 self.nodes[i].loop_stalls_until = self.now + time;
             }
+            Fault::StallAndDie(time) => {
+                let i = self.victim();
+                self.nodes[i].loop_stalls_until = self.now + time;
+                if self.nodes[i].machine && !self.nodes[i].pg_frozen() {
+                    self.pg_dies(i);
+                }
+            }
             Fault::Cut { etcd: from_etcd, peers, one_way, time } => {
                 let i = self.victim();
                 let mut others = Vec::new();
@@ -223,6 +243,7 @@ impl World {
                 let election = self.rng.below(SEC);
                 self.etcd.leader_changes(self.now + gap, election);
             }
+            Fault::EtcdSlow(time) => self.etcd.slow_until = self.now + time,
             Fault::Revoke => {
                 if let (Some(lease), Some((i, _))) =
                     (self.etcd.leader_lease(), self.etcd.keys.leader)

@@ -164,7 +164,10 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 fn replay(seed: u64) -> Option<String> {
-    let outcome = run(Case { seed, ..Case::default() }, true);
+    // Of a broken rule, only the setup and its faults: SIM_FAULTS=NoFence.
+    let named = std::env::var("SIM_FAULTS").unwrap_or_default();
+    let mutation = Mutation::ALL.into_iter().find(|mutation| format!("{mutation:?}") == named);
+    let outcome = run(Case { seed, mutation, control: true }, true);
     let lines = number("SIM_LINES").unwrap_or(400) as usize;
     let from = outcome.trace.len().saturating_sub(lines);
     for line in &outcome.trace[from..] {

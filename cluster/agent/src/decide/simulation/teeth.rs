@@ -1,6 +1,7 @@
 //! The checker has teeth: with any one of these rules broken, a run must fail.
 
-use super::world::Setup;
+use super::faults::Fault;
+use super::world::{Setup, Time};
 use crate::decide::SyncMode;
 
 /// A rule that is broken on purpose, by what `run/` would do wrong.
@@ -33,8 +34,27 @@ impl Mutation {
         Mutation::IgnorePeers,
     ];
 
+    /// Faults that make it show, beside the others.
+    pub(super) fn faults(self, ttl: Time) -> Vec<Fault> {
+        let cut = Fault::Cut { etcd: true, peers: false, one_way: false, time: ttl * 2 };
+        match self {
+            Mutation::LeaseFromReply => {
+                vec![Fault::EtcdSlow(ttl * 2), Fault::EtcdSlow(ttl), cut, cut]
+            }
+            Mutation::NoFence | Mutation::FailsafeByMajority => {
+                vec![cut, Fault::Cut { etcd: true, peers: true, one_way: false, time: ttl * 2 }]
+            }
+            Mutation::SyncKeyFirst => {
+                vec![Fault::BreakStream, Fault::BreakStream, Fault::Crash(ttl)]
+            }
+            Mutation::RenewForTheDead => vec![Fault::StallAndDie(ttl * 8); 3],
+            Mutation::PromoteWithoutKey | Mutation::IgnorePeers => vec![Fault::Crash(ttl)],
+        }
+    }
+
     /// A setup in which the rule matters.
     pub(super) fn setup(self, setup: &mut Setup) {
+        setup.faults_of = Some(self);
         setup.mutation = Some(self);
         match self {
             Mutation::SyncKeyFirst => {

@@ -40,6 +40,9 @@ pub(super) struct Setup {
     pub(super) rates: Vec<u64>,
     /// When faults end.
     pub(super) quiet: Time,
+    /// Whose faults are added.
+    pub(super) faults_of: Option<Mutation>,
+    /// Which rule is broken.
     pub(super) mutation: Option<Mutation>,
 }
 
@@ -233,6 +236,7 @@ impl World {
             row.fill(false);
         }
         self.storm_until = 0;
+        self.etcd.slow_until = 0;
         self.etcd.down_until = self.etcd.down_until.min(self.now);
     }
 
@@ -348,6 +352,7 @@ impl World {
                 if self.etcd.is_up(self.now) && self.etcd.scan(self.now) {
                     self.keys_changed();
                 }
+                self.nobody_leads_dead();
                 self.after(SCAN, Event::Scan);
             }
             Event::ToEtcd(request) => {
@@ -362,7 +367,12 @@ impl World {
                     self.keys_changed();
                 }
                 let (site, to) = (self.etcd_site(), request.node);
-                self.send(site, to, Event::FromEtcd(request, answer));
+                if self.now < self.etcd.slow_until {
+                    let late = self.rng.below(micros(self.setup.rules.ttl) / 2);
+                    self.after(late, Event::FromEtcd(request, answer));
+                } else {
+                    self.send(site, to, Event::FromEtcd(request, answer));
+                }
             }
             Event::FromEtcd(request, answer) => self.etcd_answers(request, answer),
             Event::Watch(i, boot, keys) => self.agent_sees(i, boot, &keys),
