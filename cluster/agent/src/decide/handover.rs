@@ -16,8 +16,9 @@ use super::moment::Moment;
 use super::rank::failover_priority;
 use super::rows::Row;
 use super::seen::{
-    ControlState, Due, FailoverSeen, Handover, HandoverWhy, Seen, Server, StopMode, SyncMode,
+    ControlState, Due, Etcd, FailoverSeen, Handover, HandoverWhy, Seen, Server, StopMode, SyncMode,
 };
+use super::starting::starts_as_primary;
 
 /// How old a candidate's answer may be when the leader steps down for it.
 const FRESH: Duration = Duration::from_secs(1);
@@ -197,7 +198,7 @@ pub(super) fn under_way(seen: &Seen, now: Moment) -> Option<Choice> {
                 "the server does not shut down in time",
             ));
         }
-        Server::Primary { .. } | Server::Starting { .. } => {
+        Server::Primary { .. } | Server::Starting { as_primary: true, .. } => {
             let stop = if handover.why == HandoverWhy::GiveUp {
                 StopMode::Immediate
             } else {
@@ -209,7 +210,9 @@ pub(super) fn under_way(seen: &Seen, now: Moment) -> Option<Choice> {
                 "the server is to shut down, and has not begun",
             ));
         }
-        Server::Down { .. } | Server::Standby { .. } => {}
+        // Nothing can be released or called off in silence: the server is as any that is down.
+        Server::Down { .. } if seen.etcd == Etcd::Answers => {}
+        Server::Down { .. } | Server::Standby { .. } | Server::Starting { .. } => return None,
     }
     let release = |to: Option<String>, reason: String| {
         let optime = shut_down.map(|control| control.checkpoint);
@@ -219,10 +222,10 @@ pub(super) fn under_way(seen: &Seen, now: Moment) -> Option<Choice> {
         return release(handover.to.clone(), "the server has stopped".to_owned());
     }
     let Some(end) = shut_down.map(|control| control.checkpoint) else {
-        return called_off(seen, handover, "the server did not shut down in order");
+        return called_off(seen, now, handover, "the server did not shut down in order");
     };
     let Some(to) = &handover.to else {
-        return called_off(seen, handover, "nobody is fit to take over");
+        return called_off(seen, now, handover, "nobody is fit to take over");
     };
     let peer = seen.peers.get(to).cloned().unwrap_or_default();
     let has_all = peer.answer.as_ref().is_some_and(|answer| {
@@ -243,10 +246,15 @@ pub(super) fn under_way(seen: &Seen, now: Moment) -> Option<Choice> {
                 .in_(AGAIN, now),
         );
     }
-    called_off(seen, handover, "the candidate has not received everything")
+    called_off(seen, now, handover, "the candidate has not received everything")
 }
 
-fn called_off(seen: &Seen, handover: &Handover, reason: &'static str) -> Option<Choice> {
+fn called_off(
+    seen: &Seen,
+    now: Moment,
+    handover: &Handover,
+    reason: &'static str,
+) -> Option<Choice> {
     if handover.why == HandoverWhy::Shutdown {
         let optime = None;
         return Some(
@@ -257,7 +265,9 @@ fn called_off(seen: &Seen, handover: &Handover, reason: &'static str) -> Option<
     if !matches!(seen.postgres.server, Server::Down { .. }) {
         return Some(Row::HandoverDrains.waits(reason));
     }
-    Some(Row::HandoverCalledOff.says(Action::StartAsPrimary, reason))
+    // With too little left of the lease, the rows of a server that is down wait for more of it.
+    starts_as_primary(seen, now)
+        .then(|| Row::HandoverCalledOff.says(Action::StartAsPrimary, reason))
 }
 
 /// The rows of an agent that was asked to stop.
@@ -282,7 +292,7 @@ pub(super) fn agent_stops(seen: &Seen, now: Moment) -> Option<Choice> {
             Some(Row::ExitStopsServer.says(stop, "the server does not shut down in time"))
         }
         Server::Stopping { .. } => Some(Row::StoppingDown.waits("the server is shutting down")),
-        Server::Down { .. } if seen.holds_key() => {
+        Server::Down { .. } if seen.holds_key() && seen.etcd == Etcd::Answers => {
             let release = Action::ReleaseLeader { to: None, optime: None };
             Some(Row::ExitReleases.says(release, "the agent is to stop, and its server has"))
         }

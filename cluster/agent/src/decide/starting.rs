@@ -58,7 +58,7 @@ pub(super) fn down_in_silence(seen: &Seen, now: Moment, since: Moment, failed: b
             .waits("the server did not start; it is tried again in a moment")
             .until(since + AFTER_FAILURE);
     }
-    if seen.holds_key() && may_start_as_primary(seen) && lease_allows_start(seen, now) {
+    if seen.holds_key() && starts_as_primary(seen, now) {
         return Row::DeadPrimaryRestarts.says(
             Action::StartAsPrimary,
             "the primary has ended; its lease is still good, though etcd is silent",
@@ -81,6 +81,11 @@ fn lease_allows_start(seen: &Seen, now: Moment) -> bool {
 fn may_start_as_primary(seen: &Seen) -> bool {
     let timeline = seen.postgres.control.map_or(Timeline(0), |control| control.timeline);
     seen.was_primary() && timeline >= seen.newest_timeline() && !seen.rules.standby_cluster
+}
+
+/// Whether a server that is down may be started as the primary that it was.
+pub(super) fn starts_as_primary(seen: &Seen, now: Moment) -> bool {
+    may_start_as_primary(seen) && lease_allows_start(seen, now)
 }
 
 fn down_with_key(seen: &Seen, now: Moment, since: Moment, start_failed: bool) -> Choice {
