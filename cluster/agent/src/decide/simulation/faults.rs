@@ -24,7 +24,7 @@ pub(super) enum Fault {
     /// From etcd, from the others, or from both; one way or both.
     Cut {
         etcd: bool,
-        peers: bool,
+        peers: Peers,
         one_way: bool,
         time: Time,
     },
@@ -47,6 +47,14 @@ pub(super) enum Fault {
     BreakStream,
     /// Everything is well again.
     Quiet,
+}
+
+/// From which of the others a node is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Peers {
+    None,
+    Some,
+    All,
 }
 
 pub(super) fn setup(rng: &mut Rng) -> Setup {
@@ -128,7 +136,7 @@ fn one(rng: &mut Rng, time: Time) -> Fault {
         46 => Fault::StallAndDie(time * 2),
         47..=58 => Fault::Cut {
             etcd: rng.chance(70),
-            peers: rng.chance(50),
+            peers: rng.pick(&[Peers::None, Peers::None, Peers::Some, Peers::All, Peers::All]),
             one_way: rng.chance(25),
             time,
         },
@@ -216,11 +224,13 @@ impl World {
             Fault::Cut { etcd: from_etcd, peers, one_way, time } => {
                 let i = self.victim();
                 let mut others = Vec::new();
-                if from_etcd || !peers {
+                if from_etcd || peers == Peers::None {
                     others.push(etcd);
                 }
-                if peers {
-                    others.extend((0..n).filter(|j| *j != i));
+                for j in (0..n).filter(|j| *j != i) {
+                    if peers == Peers::All || (peers == Peers::Some && self.rng.chance(50)) {
+                        others.push(j);
+                    }
                 }
                 for j in others {
                     self.cut(i, j);

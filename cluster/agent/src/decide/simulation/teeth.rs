@@ -1,6 +1,6 @@
 //! The checker has teeth: with any one of these rules broken, a run must fail.
 
-use super::faults::Fault;
+use super::faults::{Fault, Peers};
 use super::world::{Setup, Time};
 use crate::decide::SyncMode;
 
@@ -36,13 +36,15 @@ impl Mutation {
 
     /// Faults that make it show, beside the others.
     pub(super) fn faults(self, ttl: Time) -> Vec<Fault> {
-        let cut = Fault::Cut { etcd: true, peers: false, one_way: false, time: ttl * 2 };
+        let cut = Fault::Cut { etcd: true, peers: Peers::None, one_way: false, time: ttl * 2 };
         match self {
             Mutation::LeaseFromReply => {
                 vec![Fault::EtcdSlow(ttl * 2), Fault::EtcdSlow(ttl), cut, cut]
             }
             Mutation::NoFence | Mutation::FailsafeByMajority => {
-                vec![cut, Fault::Cut { etcd: true, peers: true, one_way: false, time: ttl * 2 }]
+                let some =
+                    Fault::Cut { etcd: true, peers: Peers::Some, one_way: false, time: ttl * 3 };
+                vec![some, some, some]
             }
             Mutation::SyncKeyFirst => {
                 vec![Fault::BreakStream, Fault::BreakStream, Fault::Crash(ttl)]
