@@ -28,8 +28,9 @@ pub enum Role {
 /// A connection on loan from a [`LeaderPool`](crate::LeaderPool); it goes back when it is dropped.
 ///
 /// Derefs to the client of `deadpool-postgres` (with `prepare_cached` and transactions), and through it
-/// to [`tokio_postgres::Client`]. When the node is demoted, work in flight on it fails rather than hangs
-/// (`pool.cut_on_demotion`); [`end_cause`](Self::end_cause) then says why.
+/// to [`tokio_postgres::Client`]. When the node is demoted (`pool.cut_on_demotion`), or has been dead for
+/// long (`pool.cut_dead_after`), work in flight on it fails rather than hangs;
+/// [`end_cause`](Self::end_cause) then says why.
 ///
 /// It may be dropped at any moment. Work still in flight is cancelled on the server and the connection
 /// discarded; an open transaction is rolled back first, and nobody is lent a connection with either.
@@ -113,7 +114,7 @@ impl Client {
         self.conn().wire().was_dismissed()
     }
 
-    /// Whether the pool itself ended the connection, since its node was demoted.
+    /// Whether the pool itself ended the connection, since its node was demoted or dead.
     pub(crate) fn was_cut(&self) -> bool {
         self.conn().was_cut()
     }

@@ -86,6 +86,8 @@ pub struct NodeReport {
     pub noloadbalance: bool,
     /// How often it is probed.
     pub cadence: Cadence,
+    /// Statements on it that have been running for longer than `pool.hung_after`.
+    pub hung: usize,
     /// Its circuit breaker.
     pub breaker: BreakerReport,
     /// Its connections.
@@ -192,6 +194,7 @@ pub(crate) fn make(shared: &Shared, now: Instant) -> Report {
             problem,
             noloadbalance: member.tags.noloadbalance,
             cadence: member.cadence,
+            hung: node.map_or(0, |node| node.hung()),
             breaker: match node.map(|node| node.guard.view()) {
                 Some(guard) => BreakerReport {
                     state: guard.state,

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, RestConfig};
@@ -16,11 +17,14 @@ use crate::node::{Node, NodeContext};
 use crate::patroni::{KeyPrefix, MemberRole, Timeline};
 use crate::pool::{Shared, WriteTarget};
 use crate::topology::{
-    Action, ClusterView, Epoch, Event, SourceKind, Topology, TopologyConfig, TopologyEvent,
+    Action, ClusterView, Epoch, Event, MemberHealth, SourceKind, Topology, TopologyConfig,
+    TopologyEvent,
 };
 
 /// Events that may wait to be taken in: a burst of every connection of a dead member fits.
 const QUEUE: usize = 1024;
+/// How often it is looked whether a member is dead for good, at least.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Everything that can fail, done before the pool exists.
 pub(crate) struct Setup {
@@ -77,6 +81,7 @@ impl Setup {
             rest: self.rest,
             rest_endpoints: self.rest_endpoints,
             fallback: None,
+            cut: BTreeMap::new(),
         };
         follow(self.source, shared, events, shared.cancel.clone());
         shared.tasks.spawn(supervisor.run(inbox));
@@ -118,15 +123,22 @@ struct Supervisor {
     rest: RestConfig,
     rest_endpoints: Arc<ArcSwap<Vec<String>>>,
     fallback: Option<CancellationToken>,
+    /// When the work on a member was last cut since it is dead.
+    cut: BTreeMap<String, Instant>,
 }
 
 impl Supervisor {
     async fn run(mut self, mut inbox: mpsc::Receiver<Event>) {
         let cancel = self.shared.cancel.clone();
+        let bound = self.shared.config.cut_dead_after();
+        let mut tick = interval((bound / 8).clamp(Duration::from_millis(50), LOOK));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
+                // Before the events, of which there may always be one more.
+                _ = tick.tick(), if !bound.is_zero() => self.cut_the_dead(bound),
                 event = inbox.recv() => match event {
                     Some(event) => self.take(event),
                     None => break,
@@ -196,8 +208,9 @@ impl Supervisor {
                 if self.shared.config.pool.cut_on_demotion
                     && let Some(node) = self.node(&member)
                 {
-                    tracing::info!(member, %reason, "cutting the work in flight");
-                    node.cut();
+                    let why = format!("the node may not be used any more: {reason}");
+                    let connections = node.cut(why);
+                    tracing::info!(member, %reason, connections, "cut the work in flight");
                 }
             }
             Action::StartFallback => self.start_fallback(),
@@ -207,6 +220,27 @@ impl Supervisor {
                 }
             }
             Action::Tell(event) => self.shared.tell(event),
+        }
+    }
+
+    /// Cuts what hangs on members that have been down for `bound`, and again after as long.
+    fn cut_the_dead(&mut self, bound: Duration) {
+        let now = Instant::now();
+        let dead = long_dead(self.topology.view(), &self.cut, bound, now);
+        self.cut.retain(|name, _| {
+            let member = self.topology.view().members.get(name);
+            member.is_some_and(|member| matches!(member.health, MemberHealth::Down { .. }))
+        });
+        for (member, why) in dead {
+            // What answers anybody is not dead: it may be full, and turn only the probe away.
+            let Some(node) = self.node(&member).filter(|node| node.silent_for(now) >= bound) else {
+                continue;
+            };
+            let connections = node.cut(why.clone());
+            if connections > 0 {
+                tracing::warn!(member, connections, why, "cut the work in flight");
+            }
+            self.cut.insert(member, now);
         }
     }
 
@@ -272,9 +306,64 @@ impl Supervisor {
     }
 }
 
+/// Members that have been down for `bound`, and were not `cut` since; with the reason in words.
+fn long_dead(
+    view: &ClusterView,
+    cut: &BTreeMap<String, Instant>,
+    bound: Duration,
+    now: Instant,
+) -> Vec<(String, String)> {
+    let dead = view.members.values().filter_map(|member| {
+        let MemberHealth::Down { since, error, .. } = &member.health else { return None };
+        let since_cut = cut.get(&member.name).copied().unwrap_or(*since).max(*since);
+        let down = now.saturating_duration_since(*since);
+        let why = format!("the node has been down for {:.1} s: {error}", down.as_secs_f64());
+        (now.saturating_duration_since(since_cut) >= bound).then(|| (member.name.clone(), why))
+    });
+    dead.collect()
+}
+
 /// `http://host:8008` of `http://host:8008/patroni`.
 fn base_url(api_url: &str) -> Option<String> {
     let (scheme, rest) = api_url.split_once("://")?;
     let authority = rest.split('/').next().filter(|authority| !authority.is_empty())?;
     Some(format!("{scheme}://{authority}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::tests::{cluster, primary, replica};
+
+    #[test]
+    fn the_long_dead_are_found_once_for_each_bound() {
+        let bound = Duration::from_secs(6);
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut view = cluster([primary("a"), replica("b", 1), replica("c", 1)]);
+        let down = |seconds| MemberHealth::Down {
+            since: at(seconds),
+            error: "no answer within 1s".into(),
+            failures: 2,
+        };
+        let mut set = |name: &str, health| {
+            view.members.get_mut(name).expect("a member").health = health;
+            view.clone()
+        };
+        set("a", MemberHealth::Unknown);
+        let view = set("b", down(10));
+        let found = |seconds: u64, cut: Option<u64>| {
+            let cut = cut.map(|cut| ("b".to_owned(), at(cut))).into_iter().collect();
+            let names = long_dead(&view, &cut, bound, at(seconds)).into_iter();
+            names.map(|(name, why)| format!("{name}: {why}")).collect::<Vec<_>>().join("; ")
+        };
+        assert_eq!(found(10, None), "", "it has just gone down");
+        assert_eq!(found(15, None), "");
+        let why = "b: the node has been down for 6.0 s: no answer within 1s";
+        assert_eq!(found(16, None), why);
+        // What was cut in an earlier time of being down does not count.
+        assert_eq!(found(16, Some(3)), why);
+        assert_eq!(found(17, Some(16)), "");
+        assert!(!found(22, Some(16)).is_empty());
+    }
 }

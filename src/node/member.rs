@@ -2,8 +2,8 @@
 
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub(crate) struct Fence(ArcSwap<FenceLine>);
 #[derive(Debug, Default)]
 pub(crate) struct FenceLine {
     fallen: AtomicBool,
+    /// Why it fell.
+    why: OnceLock<String>,
     behind: Mutex<Vec<(Arc<WireState>, AbortHandle)>>,
 }
 
@@ -62,18 +64,30 @@ impl FenceLine {
         }
     }
 
-    fn fall(&self) {
+    fn fall(&self, why: String) -> usize {
+        let _ = self.why.set(why);
         self.fallen.store(true, Ordering::SeqCst);
-        self.cut();
+        self.cut()
     }
 
-    fn cut(&self) {
+    /// How many were cut.
+    fn cut(&self) -> usize {
         let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        behind.retain(|(_, driver)| !driver.is_finished());
+        let count = behind.len();
         for (wire, driver) in behind.drain(..) {
-            wire.set_cause(|| "cut: the node is not this cluster's primary any more".into());
+            wire.set_cause(|| format!("cut: {}", self.why.get().map_or("", String::as_str)));
             wire.close();
             driver.abort();
         }
+        count
+    }
+
+    /// The live connections, in use or not.
+    fn wires(&self) -> Vec<Arc<WireState>> {
+        let behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = behind.iter().filter(|(_, driver)| !driver.is_finished());
+        live.map(|(wire, _)| Arc::clone(wire)).collect()
     }
 }
 
@@ -82,8 +96,8 @@ impl Fence {
         self.0.load_full()
     }
 
-    fn fall(&self) {
-        self.0.swap(Arc::default()).fall();
+    fn fall(&self, why: String) -> usize {
+        self.0.swap(Arc::default()).fall(why)
     }
 }
 
@@ -124,6 +138,10 @@ pub(crate) struct Node {
     warming: AtomicBool,
     /// The current run of its server, as first seen out of recovery.
     run: Mutex<Option<RunSeen>>,
+    /// Statements that have been running for longer than `pool.hung_after`, at the last look.
+    hung: AtomicUsize,
+    /// When the server last answered anything, be it an error.
+    last_sign: Mutex<Instant>,
     idle_timeout: Duration,
 }
 
@@ -172,6 +190,8 @@ impl Node {
             cancel: CancellationToken::new(),
             warming: AtomicBool::new(false),
             run: Mutex::new(None),
+            hung: AtomicUsize::new(0),
+            last_sign: Mutex::new(Instant::now()),
             idle_timeout: context.pool.idle_timeout,
         });
         context.tasks.spawn(keeper::run(
@@ -303,6 +323,30 @@ impl Node {
         self.wake.notify_one();
     }
 
+    /// The server answered something at `at`, be it an error.
+    pub(super) fn gave_a_sign(&self, at: Instant) {
+        let mut last = self.last_sign.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = at.max(*last);
+    }
+
+    /// How long the server has not answered anything, neither its probe nor anybody else.
+    pub(crate) fn silent_for(&self, now: Instant) -> Duration {
+        let last = *self.last_sign.lock().unwrap_or_else(PoisonError::into_inner);
+        now.saturating_duration_since(last)
+    }
+
+    /// Statements that have been running for longer than `pool.hung_after`, at the last look.
+    pub(crate) fn hung(&self) -> usize {
+        self.hung.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_hung(&self, count: usize) {
+        if self.hung.swap(count, Ordering::Relaxed) == 0 && count > 0 {
+            tracing::debug!(node = self.name, count, "statements run for long, the node is asked");
+            self.probe_now();
+        }
+    }
+
     pub(super) fn wake(&self) -> &Notify {
         &self.wake
     }
@@ -322,10 +366,16 @@ impl Node {
         });
     }
 
-    /// Cuts all its connections, in use or not.
-    pub(crate) fn cut(&self) {
-        self.fence.fall();
+    /// Cuts all its connections, in use or not, with `why` as the cause of their end; how many there were.
+    pub(crate) fn cut(&self, why: String) -> usize {
+        let count = self.fence.fall(why);
         self.pool.retain(|conn, _| !conn.is_dead());
+        count
+    }
+
+    /// Its live connections, in use or not.
+    pub(super) fn wires(&self) -> Vec<Arc<WireState>> {
+        self.fence.line().wires()
     }
 
     /// Tells the member that something was noticed about it.

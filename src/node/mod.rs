@@ -8,6 +8,7 @@ mod breaker;
 mod conn;
 mod dial;
 mod guard;
+mod hung;
 mod keeper;
 mod load;
 mod manager;

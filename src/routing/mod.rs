@@ -3,7 +3,7 @@
 mod pick;
 mod policy;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use policy::{Freshness, Ineligible, ReadPolicy};
 

@@ -10,6 +10,7 @@ mod account;
 mod bed;
 mod breaker;
 mod faults;
+mod hung;
 mod members;
 mod outcomes;
 mod store;
@@ -75,6 +76,7 @@ fn main() {
         members::foreign_address_in_conn_url,
         breaker::replica_that_takes_no_connections,
         breaker::replica_frozen_and_killed,
+        hung::work_on_a_frozen_primary_ends,
     ];
     // Side by side means alternating: neighbours in this list belong to different clusters.
     let trials = scenarios
