@@ -9,7 +9,7 @@ use deadpool_postgres::ClientWrapper;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use crate::node::{AFTERMATH, ConnObject, Node, RunSeen, Watch};
+use crate::node::{AFTERMATH, ConnObject, LeaseId, Node, RunSeen, Watch};
 use crate::topology::Epoch;
 
 /// How long the rollback of an abandoned transaction may take before the connection is given up.
@@ -40,7 +40,14 @@ pub struct Client {
     role: Role,
     leads: bool,
     epoch: Option<Epoch>,
-    watch: Option<Box<Watch>>,
+    /// Mostly there are none: each checkout moves this, and looks at it when it ends.
+    notes: Option<Box<Notes>>,
+}
+
+/// What has to be told when a connection comes back.
+struct Notes {
+    watch: Option<Watch>,
+    lease: Option<LeaseId>,
 }
 
 impl std::fmt::Debug for Client {
@@ -63,8 +70,14 @@ impl Client {
     ) -> Self {
         node.load.begin();
         node.lent.begin();
-        let watch = node.guard.watch(object.wire());
-        Self { object: Some(object), node, role, leads, epoch, watch }
+        let notes = if node.guard.is_calm() && node.leaks.is_none() {
+            None
+        } else {
+            let watch = node.guard.watch(object.wire());
+            let lease = node.leaks.as_ref().map(|leaks| leaks.handed_out(role));
+            Some(Box::new(Notes { watch, lease }))
+        };
+        Self { object: Some(object), node, role, leads, epoch, notes }
     }
 
     /// The member that serves this connection.
@@ -153,6 +166,13 @@ impl DerefMut for Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.node.load.end();
+        let mut watch = None;
+        if let Some(notes) = self.notes.take() {
+            watch = notes.watch;
+            if let (Some(leaks), Some(lease)) = (&self.node.leaks, notes.lease) {
+                leaks.came_back(lease);
+            }
+        }
         let Some(object) = self.object.take() else { return };
         if object.is_dead() {
             if !object.was_cut() && !object.wire().has_expired() {
@@ -162,8 +182,8 @@ impl Drop for Client {
             drop(Object::take(object));
             self.node.lent.end();
         } else if object.wire().is_at_rest() {
-            if let Some(watch) = self.watch.take() {
-                self.node.guard.came_back(*watch, object.wire());
+            if let Some(watch) = watch {
+                self.node.guard.came_back(watch, object.wire());
             }
             drop(object);
             self.node.lent.end();

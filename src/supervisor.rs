@@ -16,6 +16,7 @@ use crate::error::ConnectError;
 use crate::node::{Node, NodeContext};
 use crate::patroni::{KeyPrefix, MemberRole, Timeline};
 use crate::pool::{Shared, WriteTarget};
+use crate::routing::successor;
 use crate::topology::{
     Action, ClusterView, Epoch, Event, MemberHealth, SourceKind, Topology, TopologyConfig,
     TopologyEvent,
@@ -82,6 +83,7 @@ impl Setup {
             rest_endpoints: self.rest_endpoints,
             fallback: None,
             cut: BTreeMap::new(),
+            successor: None,
         };
         follow(self.source, shared, events, shared.cancel.clone());
         shared.tasks.spawn(supervisor.run(inbox));
@@ -125,6 +127,8 @@ struct Supervisor {
     fallback: Option<CancellationToken>,
     /// When the work on a member was last cut since it is dead.
     cut: BTreeMap<String, Instant>,
+    /// Who will most likely lead next.
+    successor: Option<String>,
 }
 
 impl Supervisor {
@@ -166,7 +170,21 @@ impl Supervisor {
             let event = TopologyEvent::WritesLost { timeline, switch_lsn, count: lost.count };
             self.carry_out(Action::Tell(event));
         }
+        self.keep_ready(&view);
         self.shared.changed.send_replace(version);
+    }
+
+    /// Has connections kept ready where the next writers will want them.
+    fn keep_ready(&mut self, view: &ClusterView) {
+        let next = successor(view, self.successor.as_deref());
+        if next != self.successor.as_deref() {
+            self.successor = next.map(str::to_owned);
+        }
+        let wanted = self.shared.config.pool.min_idle;
+        for (name, node) in self.shared.nodes.load().iter() {
+            let soon = view.leader.named() == Some(name) || self.successor.as_ref() == Some(name);
+            node.keep_ready(if soon { wanted } else { 0 });
+        }
     }
 
     fn carry_out(&mut self, action: Action) {

@@ -27,13 +27,15 @@ pub(super) async fn run(node: Arc<Node>, config: PoolConfig, cancel: Cancellatio
             node.gave_a_sign(now);
         }
         node.set_hung(if config.hung_after.is_zero() { 0 } else { look.hung });
-        node.sweep();
+        if let Some(leaks) = &node.leaks {
+            leaks.look(&node.name, now);
+        }
     }
 }
 
 /// A quarter of the shortest time that is looked after.
 fn period(config: &PoolConfig) -> Duration {
-    let bounds = [config.idle_timeout, config.hung_after];
+    let bounds = [config.hung_after, config.leak_after];
     let shortest = bounds.into_iter().filter(|bound| !bound.is_zero()).min();
     shortest.map_or(SELDOM, |bound| (bound / 4).clamp(OFTEN, SELDOM))
 }

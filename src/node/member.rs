@@ -24,15 +24,20 @@ use super::conn::Conn;
 use super::dial::{DialError, Dialer};
 use super::guard::{Guard, TellFn, Test, failure_of};
 use super::keeper;
+use super::leak::Leaks;
 use super::load::Load;
-use super::manager::{ConnManager, ConnObject, ExpectedId};
+use super::manager::{ConnManager, ConnObject, ExpectedId, idle_only};
 use super::probe;
 use super::run::RunSeen;
+use super::tend;
 use super::wire::WireState;
 use crate::config::{self, PoolConfig, ProbeConfig};
 use crate::patroni::{HistoryLine, ServerAddress, Timeline, parse_history_file};
 use crate::pool::Lent;
 use crate::topology::{Cadence, Event, MemberSpec, Suspicion};
+
+/// Waits for nobody to give a connection back.
+const AT_ONCE: Timeouts = Timeouts { wait: Some(Duration::ZERO), create: None, recycle: None };
 
 /// Cuts all connections of a member at once; those made later stand behind the next line.
 #[derive(Debug, Default)]
@@ -142,7 +147,11 @@ pub(crate) struct Node {
     hung: AtomicUsize,
     /// When the server last answered anything, be it an error.
     last_sign: Mutex<Instant>,
-    idle_timeout: Duration,
+    /// Idle connections that are to be kept ready.
+    min_idle: AtomicUsize,
+    wants_more: Notify,
+    /// Where checkouts are watched for being held too long.
+    pub(crate) leaks: Option<Leaks>,
 }
 
 impl Node {
@@ -192,11 +201,19 @@ impl Node {
             run: Mutex::new(None),
             hung: AtomicUsize::new(0),
             last_sign: Mutex::new(Instant::now()),
-            idle_timeout: context.pool.idle_timeout,
+            min_idle: AtomicUsize::new(0),
+            wants_more: Notify::new(),
+            leaks: Leaks::after(context.pool.leak_after),
         });
         context.tasks.spawn(keeper::run(
             Arc::clone(&node),
             context.pool.clone(),
+            node.cancel.clone(),
+        ));
+        context.tasks.spawn(tend::run(
+            Arc::clone(&node),
+            context.pool.clone(),
+            context.probe.timeout,
             node.cancel.clone(),
         ));
         context.tasks.spawn(probe::run(
@@ -383,10 +400,54 @@ impl Node {
         (self.manager().suspect)(cause);
     }
 
-    /// Drops connections that are dead, or were idle for too long.
-    pub(crate) fn sweep(&self) {
-        let idle = self.idle_timeout;
-        self.pool.retain(|conn, metrics| !conn.is_dead() && metrics.last_used() < idle);
+    pub(super) fn pool(&self) -> &Pool<ConnManager> {
+        &self.pool
+    }
+
+    /// Idle connections that are to be kept ready.
+    pub(super) fn min_idle(&self) -> usize {
+        self.min_idle.load(Ordering::Relaxed)
+    }
+
+    /// Keeps so many idle connections ready from now on.
+    pub(crate) fn keep_ready(&self, connections: usize) {
+        if self.min_idle.swap(connections, Ordering::Relaxed) < connections {
+            self.wants_more.notify_one();
+        }
+    }
+
+    /// Returns when more connections are to be kept ready than before.
+    pub(super) async fn wants_more(&self) {
+        self.wants_more.notified().await;
+    }
+
+    /// All idle connections, oldest first. They go back in the order in which they are dropped.
+    pub(super) async fn take_idle(&self) -> Vec<ConnObject> {
+        let mut taken = Vec::new();
+        for _ in 0..self.pool.status().available {
+            match idle_only(self.pool.timeout_get(&AT_ONCE)).await {
+                Ok(object) => taken.push(object),
+                Err(_) => break,
+            }
+        }
+        taken
+    }
+
+    /// Makes one idle connection more, where there is room for it. To that end the idle ones are taken out of
+    /// the way for a moment, each of which `taken` is told of. False where none could be made.
+    pub(super) async fn make_one_more(&self, taken: impl FnMut(&ConnObject)) -> bool {
+        let idle = self.take_idle().await;
+        idle.iter().for_each(taken);
+        let mut get = pin!(self.pool.timeout_get(&AT_ONCE));
+        let at_once = poll_fn(|cx| Poll::Ready(get.as_mut().poll(cx))).await;
+        // It is being dialled: whoever wants a connection meanwhile has the idle ones.
+        drop(idle);
+        let made = match at_once {
+            Poll::Ready(made) => made,
+            Poll::Pending => get.await,
+        };
+        // A want of room is no failure.
+        matches!(made, Ok(_) | Err(PoolError::Timeout(_)))
     }
 
     /// Lends nothing more, and sends those away who wait for a connection.

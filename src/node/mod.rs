@@ -9,12 +9,15 @@ mod conn;
 mod dial;
 mod guard;
 mod hung;
+mod idle;
 mod keeper;
+mod leak;
 mod load;
 mod manager;
 mod member;
 mod probe;
 mod run;
+mod tend;
 mod wire;
 
 pub use conn::Conn;
@@ -22,6 +25,7 @@ pub use dial::DialError;
 
 pub(crate) use dial::Dialer;
 pub(crate) use guard::{Passage, Watch};
+pub(crate) use leak::LeaseId;
 pub(crate) use manager::{AFTERMATH, ConnObject};
 pub(crate) use member::{CheckoutFailure, Node, NodeContext};
 pub(crate) use probe::Demand;

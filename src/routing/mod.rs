@@ -2,6 +2,7 @@
 
 mod pick;
 mod policy;
+mod successor;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -9,3 +10,4 @@ pub use policy::{Freshness, Ineligible, ReadPolicy};
 
 pub(crate) use pick::pick_two;
 pub(crate) use policy::{ReadChoice, choose_read};
+pub(crate) use successor::successor;

@@ -109,6 +109,7 @@ impl Topology {
                 contact_at: None,
                 lease: defaults.lease(),
                 synchronous: false,
+                sync_standbys: Vec::new(),
                 switchover: None,
                 history: Vec::new(),
                 rejected: Vec::new(),

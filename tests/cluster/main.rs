@@ -9,6 +9,7 @@
 mod account;
 mod bed;
 mod breaker;
+mod care;
 mod faults;
 mod hung;
 mod members;
@@ -77,6 +78,9 @@ fn main() {
         breaker::replica_that_takes_no_connections,
         breaker::replica_frozen_and_killed,
         hung::work_on_a_frozen_primary_ends,
+        care::some_are_kept_ready,
+        care::idle_connections_are_asked,
+        care::leaks_are_told,
     ];
     // Side by side means alternating: neighbours in this list belong to different clusters.
     let trials = scenarios
