@@ -9,7 +9,7 @@ use deadpool_postgres::ClientWrapper;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use crate::node::{AFTERMATH, ConnObject, Node, RunSeen, Watch};
+use crate::node::{AFTERMATH, ConnObject, LeaseId, Node, RunSeen, Watch};
 use crate::patroni::ServerAddress;
 use crate::pool::WriteTarget;
 use crate::telemetry::Pending;
@@ -31,8 +31,9 @@ pub enum Role {
 /// A connection on loan from a [`LeaderPool`](crate::LeaderPool); it goes back when it is dropped.
 ///
 /// Derefs to the client of `deadpool-postgres` (with `prepare_cached` and transactions), and through it
-/// to [`tokio_postgres::Client`]. When the node is demoted, work in flight on it fails rather than hangs
-/// (`pool.cut_on_demotion`); [`end_cause`](Self::end_cause) then says why.
+/// to [`tokio_postgres::Client`]. When the node is demoted (`pool.cut_on_demotion`), or has been dead for
+/// long (`pool.cut_dead_after`), work in flight on it fails rather than hangs;
+/// [`end_cause`](Self::end_cause) then says why.
 ///
 /// It may be dropped at any moment. Work still in flight is cancelled on the server and the connection
 /// discarded; an open transaction is rolled back first, and nobody is lent a connection with either.
@@ -42,9 +43,16 @@ pub struct Client {
     role: Role,
     leads: bool,
     epoch: Option<Epoch>,
-    watch: Option<Box<Watch>>,
     /// Where it may carry the leader's first write.
     first: Option<Pending>,
+    /// Mostly there are none: each checkout moves this, and looks at it when it ends.
+    notes: Option<Box<Notes>>,
+}
+
+/// What has to be told when a connection comes back.
+struct Notes {
+    watch: Option<Watch>,
+    lease: Option<LeaseId>,
 }
 
 impl std::fmt::Debug for Client {
@@ -67,8 +75,14 @@ impl Client {
         epoch: Option<Epoch>,
     ) -> Self {
         node.load.begin(role);
-        let watch = node.guard.watch(object.wire());
-        Self { object: Some(object), node, role, leads, epoch, watch, first: None }
+        let notes = if node.guard.is_calm() && node.leaks.is_none() {
+            None
+        } else {
+            let watch = node.guard.watch(object.wire());
+            let lease = node.leaks.as_ref().map(|leaks| leaks.handed_out(role));
+            Some(Box::new(Notes { watch, lease }))
+        };
+        Self { object: Some(object), node, role, leads, epoch, first: None, notes }
     }
 
     /// Has the first write under `target` noticed, where this one carries it.
@@ -147,7 +161,7 @@ impl Client {
         self.conn().wire().was_dismissed()
     }
 
-    /// Whether the pool itself ended the connection, since its node was demoted.
+    /// Whether the pool itself ended the connection, since its node was demoted or dead.
     pub(crate) fn was_cut(&self) -> bool {
         self.conn().was_cut()
     }
@@ -186,6 +200,13 @@ impl DerefMut for Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.node.load.end();
+        let mut watch = None;
+        if let Some(notes) = self.notes.take() {
+            watch = notes.watch;
+            if let (Some(leaks), Some(lease)) = (&self.node.leaks, notes.lease) {
+                leaks.came_back(lease);
+            }
+        }
         let Some(object) = self.object.take() else { return };
         if let Some(first) = self.first.take() {
             first.returned(object.wire().answers());
@@ -198,8 +219,8 @@ impl Drop for Client {
             drop(Object::take(object));
             self.node.lent.end();
         } else if object.wire().is_at_rest() {
-            if let Some(watch) = self.watch.take() {
-                self.node.guard.came_back(*watch, object.wire());
+            if let Some(watch) = watch {
+                self.node.guard.came_back(watch, object.wire());
             }
             self.node.give_back(object);
             self.node.lent.end();

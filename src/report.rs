@@ -86,6 +86,10 @@ pub struct NodeReport {
     pub noloadbalance: bool,
     /// How often it is probed.
     pub cadence: Cadence,
+    /// Statements on it that have been running for longer than `pool.hung_after`.
+    pub hung: usize,
+    /// Connections to it that were out for longer than `pool.leak_after`, so far.
+    pub leaks: u64,
     /// Its circuit breaker.
     pub breaker: BreakerReport,
     /// Its connections.
@@ -195,6 +199,8 @@ pub(crate) fn make(shared: &Shared, now: Instant) -> Report {
             problem,
             noloadbalance: member.tags.noloadbalance,
             cadence: member.cadence,
+            hung: node.map_or(0, |node| node.hung()),
+            leaks: node.and_then(|node| node.leaks.as_ref()).map_or(0, |leaks| leaks.found()),
             breaker: match node.map(|node| node.guard.view()) {
                 Some(guard) => BreakerReport {
                     state: guard.state,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use futures_util::future::OptionFuture;
@@ -17,14 +17,18 @@ use crate::error::ConnectError;
 use crate::node::{Node, NodeContext};
 use crate::patroni::{KeyPrefix, MemberRole, Timeline};
 use crate::pool::{Shared, WriteTarget};
+use crate::routing::successor;
 use crate::telemetry::{FirstWrite, TICK, Telemetry};
 use crate::tell::trace;
 use crate::topology::{
-    Action, ClusterView, Epoch, Event, SourceKind, Topology, TopologyConfig, TopologyEvent,
+    Action, ClusterView, Epoch, Event, MemberHealth, SourceKind, Topology, TopologyConfig,
+    TopologyEvent,
 };
 
 /// Events that may wait to be taken in: a burst of every connection of a dead member fits.
 const QUEUE: usize = 1024;
+/// How often it is looked whether a member is dead for good, at least.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Everything that can fail, done before the pool exists.
 pub(crate) struct Setup {
@@ -85,6 +89,8 @@ impl Setup {
             fallback: None,
             telemetry,
             first_write: Arc::default(),
+            cut: BTreeMap::new(),
+            successor: None,
         };
         follow(self.source, shared, events, shared.cancel.clone());
         shared.tasks.spawn(supervisor.run(inbox));
@@ -129,17 +135,26 @@ struct Supervisor {
     telemetry: Telemetry,
     /// Told when an admitted leader acknowledged its first write.
     first_write: Arc<Notify>,
+    /// When the work on a member was last cut since it is dead.
+    cut: BTreeMap<String, Instant>,
+    /// Who will most likely lead next.
+    successor: Option<String>,
 }
 
 impl Supervisor {
     async fn run(mut self, mut inbox: mpsc::Receiver<Event>) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let bound = self.shared.config.cut_dead_after();
+        let mut look = interval((bound / 8).clamp(Duration::from_millis(50), LOOK));
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (cancel, first_write) = (self.shared.cancel.clone(), Arc::clone(&self.first_write));
         loop {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
+                // Before the events, of which there may always be one more.
+                _ = look.tick(), if !bound.is_zero() => self.cut_the_dead(bound),
                 event = inbox.recv() => match event {
                     Some(event) => self.take(event),
                     None => break,
@@ -176,7 +191,21 @@ impl Supervisor {
             let event = TopologyEvent::WritesLost { timeline, switch_lsn, count: lost.count };
             self.carry_out(Action::Tell(event), &view, now);
         }
+        self.keep_ready(&view);
         self.shared.changed.send_replace(version);
+    }
+
+    /// Has connections kept ready where the next writers will want them.
+    fn keep_ready(&mut self, view: &ClusterView) {
+        let next = successor(view, self.successor.as_deref());
+        if next != self.successor.as_deref() {
+            self.successor = next.map(str::to_owned);
+        }
+        let wanted = self.shared.config.pool.min_idle;
+        for (name, node) in self.shared.nodes.load().iter() {
+            let soon = view.leader.named() == Some(name) || self.successor.as_ref() == Some(name);
+            node.keep_ready(if soon { wanted } else { 0 });
+        }
     }
 
     fn carry_out(&mut self, action: Action, view: &ClusterView, now: Instant) {
@@ -220,9 +249,10 @@ impl Supervisor {
                 if self.shared.config.pool.cut_on_demotion
                     && let Some(node) = self.node(&member)
                 {
-                    tracing::info!(member, %reason, "cutting the work in flight");
-                    let count = node.cut();
-                    self.shared.meter.cut(&member, count);
+                    let why = format!("the node may not be used any more: {reason}");
+                    let connections = node.cut(why);
+                    self.shared.meter.cut(&member, connections);
+                    tracing::info!(member, %reason, connections, "cut the work in flight");
                 }
             }
             Action::StartFallback => self.start_fallback(),
@@ -235,6 +265,28 @@ impl Supervisor {
                 self.telemetry.saw(&event, &self.shared, now, || trace(&event, view));
                 self.shared.send(event);
             }
+        }
+    }
+
+    /// Cuts what hangs on members that have been down for `bound`, and again after as long.
+    fn cut_the_dead(&mut self, bound: Duration) {
+        let now = Instant::now();
+        let dead = long_dead(self.topology.view(), &self.cut, bound, now);
+        self.cut.retain(|name, _| {
+            let member = self.topology.view().members.get(name);
+            member.is_some_and(|member| matches!(member.health, MemberHealth::Down { .. }))
+        });
+        for (member, why) in dead {
+            // What answers anybody is not dead: it may be full, and turn only the probe away.
+            let Some(node) = self.node(&member).filter(|node| node.silent_for(now) >= bound) else {
+                continue;
+            };
+            let connections = node.cut(why.clone());
+            if connections > 0 {
+                self.shared.meter.cut(&member, connections);
+                tracing::warn!(member, connections, why, "cut the work in flight");
+            }
+            self.cut.insert(member, now);
         }
     }
 
@@ -300,9 +352,64 @@ impl Supervisor {
     }
 }
 
+/// Members that have been down for `bound`, and were not `cut` since; with the reason in words.
+fn long_dead(
+    view: &ClusterView,
+    cut: &BTreeMap<String, Instant>,
+    bound: Duration,
+    now: Instant,
+) -> Vec<(String, String)> {
+    let dead = view.members.values().filter_map(|member| {
+        let MemberHealth::Down { since, error, .. } = &member.health else { return None };
+        let since_cut = cut.get(&member.name).copied().unwrap_or(*since).max(*since);
+        let down = now.saturating_duration_since(*since);
+        let why = format!("the node has been down for {:.1} s: {error}", down.as_secs_f64());
+        (now.saturating_duration_since(since_cut) >= bound).then(|| (member.name.clone(), why))
+    });
+    dead.collect()
+}
+
 /// `http://host:8008` of `http://host:8008/patroni`.
 fn base_url(api_url: &str) -> Option<String> {
     let (scheme, rest) = api_url.split_once("://")?;
     let authority = rest.split('/').next().filter(|authority| !authority.is_empty())?;
     Some(format!("{scheme}://{authority}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::tests::{cluster, primary, replica};
+
+    #[test]
+    fn the_long_dead_are_found_once_for_each_bound() {
+        let bound = Duration::from_secs(6);
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut view = cluster([primary("a"), replica("b", 1), replica("c", 1)]);
+        let down = |seconds| MemberHealth::Down {
+            since: at(seconds),
+            error: "no answer within 1s".into(),
+            failures: 2,
+        };
+        let mut set = |name: &str, health| {
+            view.members.get_mut(name).expect("a member").health = health;
+            view.clone()
+        };
+        set("a", MemberHealth::Unknown);
+        let view = set("b", down(10));
+        let found = |seconds: u64, cut: Option<u64>| {
+            let cut = cut.map(|cut| ("b".to_owned(), at(cut))).into_iter().collect();
+            let names = long_dead(&view, &cut, bound, at(seconds)).into_iter();
+            names.map(|(name, why)| format!("{name}: {why}")).collect::<Vec<_>>().join("; ")
+        };
+        assert_eq!(found(10, None), "", "it has just gone down");
+        assert_eq!(found(15, None), "");
+        let why = "b: the node has been down for 6.0 s: no answer within 1s";
+        assert_eq!(found(16, None), why);
+        // What was cut in an earlier time of being down does not count.
+        assert_eq!(found(16, Some(3)), why);
+        assert_eq!(found(17, Some(16)), "");
+        assert!(!found(22, Some(16)).is_empty());
+    }
 }

@@ -28,6 +28,7 @@ mod tests;
 mod validate;
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -164,6 +165,11 @@ impl Config {
     /// Where the text is not TOML, or says something impossible.
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
         Self::from_toml_and(text, "the TOML text", Vec::new())
+    }
+
+    /// `pool.cut_dead_after`, or its default; zero for never.
+    pub(crate) fn cut_dead_after(&self) -> Duration {
+        self.pool.cut_dead_after.unwrap_or_else(|| self.probe.dead_after())
     }
 
     fn load(path: &Path, overrides: Vec<(String, String)>) -> Result<Self, ConfigError> {

@@ -241,6 +241,30 @@ pub struct PoolConfig {
     /// Whether work in flight on a node that is known to be demoted or foreign is cut, rather than left to
     /// finish or hang. Default true.
     pub cut_on_demotion: bool,
+    /// For how long a member may be down before the work in flight on it is cut, rather than left to hang
+    /// until TCP gives up: such a statement then ends with an unknown outcome. It counts from when the
+    /// member was found to be down, which takes two unanswered probes or one refusal; a member that answers
+    /// its probes is never cut. Default: three times `probe.interval` and `probe.timeout` together, which is
+    /// 6 s, and 1 s at least; `0s`: never. At least 1 s.
+    #[serde(deserialize_with = "duration::optional")]
+    pub cut_dead_after: Option<Duration>,
+    /// How long a statement may run before its member is probed every `probe.watchful_interval`, over the
+    /// probe's own connection: so that its death is noticed soon, and slow work is left alone. Default 5 s;
+    /// `0s`: never.
+    #[serde(deserialize_with = "duration::required")]
+    pub hung_after: Duration,
+    /// After how much idle time a connection is asked for a sign of life, so that no firewall forgets it; one
+    /// that does not answer is dropped. In the background, never at a checkout. Default 2 min; `0s`: never.
+    #[serde(deserialize_with = "duration::required")]
+    pub keepalive_interval: Duration,
+    /// How long a connection may be out before a warning tells where it was taken, by the caller's span.
+    /// Default `0s`: never. It costs each checkout a lock and a look at the clock.
+    #[serde(deserialize_with = "duration::required")]
+    pub leak_after: Duration,
+    /// Idle connections that are kept ready on the leader and on its likeliest successor, so that neither a
+    /// burst nor a failover waits for handshakes. They are made in the background, one a second at most, and
+    /// are not ended for being idle. Default 1; at most `max_size`.
+    pub min_idle: usize,
 }
 
 impl Default for PoolConfig {
@@ -256,6 +280,11 @@ impl Default for PoolConfig {
             max_lifetime: Duration::from_secs(30 * 60),
             idle_timeout: Duration::from_secs(10 * 60),
             cut_on_demotion: true,
+            cut_dead_after: None,
+            hung_after: Duration::from_secs(5),
+            keepalive_interval: Duration::from_secs(2 * 60),
+            leak_after: Duration::ZERO,
+            min_idle: 1,
         }
     }
 }
@@ -280,6 +309,13 @@ pub struct ProbeConfig {
     /// How long one answer may take. Default 1 s. Two in a row without an answer make a member down.
     #[serde(deserialize_with = "duration::required")]
     pub timeout: Duration,
+}
+
+impl ProbeConfig {
+    /// The default of `pool.cut_dead_after`: so long that neither a blip nor a lost probe looks like a death.
+    pub(crate) fn dead_after(&self) -> Duration {
+        (self.interval + self.timeout).saturating_mul(3).max(Duration::from_secs(1))
+    }
 }
 
 impl Default for ProbeConfig {

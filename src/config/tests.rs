@@ -147,6 +147,13 @@ const REFUSED: &[(&str, &str, Change)] = &[
     ("pool.idle_timeout", "longer than `pool.max_lifetime`", |c| {
         c.pool.max_lifetime = Duration::from_secs(599);
     }),
+    ("pool.cut_dead_after", "at least 1s", |c| {
+        c.pool.cut_dead_after = Some(Duration::from_millis(999));
+    }),
+    ("pool.hung_after", "too short", |c| c.pool.hung_after = Duration::from_micros(999)),
+    ("pool.keepalive_interval", "too long", |c| c.pool.keepalive_interval = Duration::MAX),
+    ("pool.leak_after", "too short", |c| c.pool.leak_after = Duration::from_micros(999)),
+    ("pool.min_idle", "more than `pool.max_size`, 16", |c| c.pool.min_idle = 17),
     ("breaker.error_percent", "101 is more than 100", |c| c.breaker.error_percent = 101),
     ("breaker.min_samples", "must not be 0", |c| c.breaker.min_samples = 0),
     ("breaker.trials", "must not be 0", |c| c.breaker.trials = 0),
@@ -319,6 +326,10 @@ fn limits_are_inclusive() {
     config.pool.read_timeout = Duration::from_secs(2);
     config.pool.max_lifetime = Duration::from_secs(30 * 86_400);
     config.pool.idle_timeout = Duration::from_secs(86_400);
+    config.pool.min_idle = 10_000;
+    config.pool.cut_dead_after = Some(Duration::ZERO);
+    config.pool.hung_after = Duration::ZERO;
+    config.pool.keepalive_interval = Duration::ZERO;
     config.breaker.connect_failures = 0;
     config.breaker.timeouts = 0;
     config.breaker.error_percent = 0;
@@ -549,8 +560,11 @@ fn the_example_shows_every_field_and_its_default() {
         assert!(given.is_some(), "{section}.{field} is not mentioned");
     }
     let shown = Config::deserialize(table).expect("each line fits its field");
-    let PoolConfig { name, write_timeout, .. } = shown.pool.clone();
-    assert_eq!(shown.pool, PoolConfig { name, write_timeout, ..Default::default() });
+    // What has no other default than another field's value.
+    assert_eq!(shown.pool.cut_dead_after, Some(ProbeConfig::default().dead_after()));
+    let PoolConfig { name, write_timeout, cut_dead_after, .. } = shown.pool.clone();
+    let pool = PoolConfig { name, write_timeout, cut_dead_after, ..Default::default() };
+    assert_eq!(shown.pool, pool);
     assert_eq!(shown.breaker, BreakerConfig::default());
     assert_eq!(shown.probe, ProbeConfig::default());
     assert_eq!(shown.read.when_none, WhenNone::default());

@@ -249,6 +249,11 @@ fn pool(section: &PoolConfig, connect_timeout: Duration) -> Checked {
         max_lifetime,
         idle_timeout,
         cut_on_demotion: _,
+        cut_dead_after,
+        hung_after,
+        keepalive_interval,
+        leak_after,
+        min_idle,
     } = section;
     not_empty("pool.name", name.as_deref())?;
     if name.as_ref().is_some_and(|name| name.contains(char::is_control)) {
@@ -269,7 +274,24 @@ fn pool(section: &PoolConfig, connect_timeout: Duration) -> Checked {
     duration("pool.close_timeout", *close_timeout)?;
     between("pool.max_lifetime", *max_lifetime, SHORTEST, LONGEST_LIFETIME)?;
     duration("pool.idle_timeout", *idle_timeout)?;
-    at_most(("pool.idle_timeout", *idle_timeout), ("pool.max_lifetime", *max_lifetime))
+    at_most(("pool.idle_timeout", *idle_timeout), ("pool.max_lifetime", *max_lifetime))?;
+    if let Some(bound) = cut_dead_after {
+        unless_off("pool.cut_dead_after", *bound, Duration::from_secs(1))?;
+    }
+    for (field, value) in [
+        ("pool.hung_after", hung_after),
+        ("pool.keepalive_interval", keepalive_interval),
+        ("pool.leak_after", leak_after),
+    ] {
+        unless_off(field, *value, SHORTEST)?;
+    }
+    if min_idle > max_size {
+        return refuse(
+            "pool.min_idle",
+            format!("{min_idle} is more than `pool.max_size`, {max_size}"),
+        );
+    }
+    Ok(())
 }
 
 fn breaker(section: &BreakerConfig) -> Checked {
@@ -375,6 +397,11 @@ fn count(field: &str, value: usize, most: usize) -> Checked {
 
 fn duration(field: &str, value: Duration) -> Checked {
     between(field, value, SHORTEST, LONGEST)
+}
+
+/// For those of which zero means never.
+fn unless_off(field: &str, value: Duration, least: Duration) -> Checked {
+    if value.is_zero() { Ok(()) } else { between(field, value, least, LONGEST) }
 }
 
 fn between(field: &str, value: Duration, least: Duration, most: Duration) -> Checked {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use deadpool_postgres::ClientWrapper;
 use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_postgres::Connection;
 use tokio_util::task::TaskTracker;
 
@@ -33,8 +33,6 @@ struct Inner {
     wire: Arc<WireState>,
     /// The reign under which it was last verified as the primary's; 0 for never.
     verified_reign: u64,
-    /// When it was put back into the pool after it had been kept at hand, where the pool does not count uses.
-    touched: Option<Instant>,
     line: Arc<FenceLine>,
     driver: Option<JoinHandle<()>>,
     timer: AbortHandle,
@@ -76,7 +74,6 @@ impl Conn {
             client: ClientWrapper::new(dialed.client, runtime.spawn(async {})),
             wire,
             verified_reign: 0,
-            touched: None,
             line,
             driver: Some(driver),
             timer: timer.abort_handle(),
@@ -92,14 +89,6 @@ impl Conn {
 
     pub(crate) fn verified_in(&mut self, reign: u64) {
         self.0.verified_reign = reign;
-    }
-
-    pub(super) fn touch(&mut self, now: Instant) {
-        self.0.touched = Some(now);
-    }
-
-    pub(super) fn untouched_for(&self) -> Duration {
-        self.0.touched.map_or(Duration::MAX, |touched| touched.elapsed())
     }
 
     pub(crate) fn wire(&self) -> &Arc<WireState> {

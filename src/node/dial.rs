@@ -92,6 +92,15 @@ impl DialError {
         }
     }
 
+    /// Whether the server itself said it, and so is alive.
+    pub(super) fn is_an_answer(&self) -> bool {
+        match self {
+            DialError::Unreachable { .. } | DialError::TimedOut { .. } => false,
+            DialError::Refused { sqlstate, .. } => sqlstate.is_some(),
+            DialError::Tls { .. } | DialError::Foreign { .. } => true,
+        }
+    }
+
     /// Whether waiting may help: the server is away, starting, stopping or full, rather than
     /// misconfigured.
     #[must_use]

@@ -129,20 +129,21 @@ impl Guard {
         }
     }
 
-    /// What to note of a connection that is handed out. It refuses nobody: a writer to the leader passes as
-    /// if it were the last resort.
+    /// Whether nothing has failed lately, so that nothing need be noted: one atomic load.
     #[inline]
-    pub(crate) fn watch(self: &Arc<Self>, wire: &WireState) -> Option<Box<Watch>> {
-        if self.breaker.is_calm() {
-            return None;
-        }
-        self.watch_closely(wire)
+    pub(crate) fn is_calm(&self) -> bool {
+        self.breaker.is_calm()
     }
 
-    fn watch_closely(self: &Arc<Self>, wire: &WireState) -> Option<Box<Watch>> {
+    /// What to note of a connection that is handed out. It refuses nobody: a writer to the leader passes as
+    /// if it were the last resort.
+    pub(crate) fn watch(self: &Arc<Self>, wire: &WireState) -> Option<Watch> {
+        if self.is_calm() {
+            return None;
+        }
         let trial = self.breaker.last_resort(Instant::now());
         let last_resort = trial.map(|trial| Test { trial, guard: Arc::clone(self) });
-        Some(Box::new(Watch { answers: wire.answers(), last_resort }))
+        Some(Watch { answers: wire.answers(), last_resort })
     }
 
     /// A connection comes back in good order.
@@ -309,7 +310,7 @@ mod tests {
         assert!(guard.watch(&wire).is_none(), "all is well");
         (0..3).for_each(|_| guard.not_connected(&refused()));
         let watch = guard.watch(&wire).expect("all is not well");
-        guard.came_back(*watch, &wire);
+        guard.came_back(watch, &wire);
         assert_eq!(guard.view().state, BreakerState::Open);
         // Nor does it take the place of the next test.
         let _writer = guard.watch(&wire);

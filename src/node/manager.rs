@@ -1,5 +1,6 @@
 //! The manager behind each member's deadpool.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,16 @@ use crate::topology::Suspicion;
 /// What a finished caller may leave behind on the wire (the Close of a dropped statement, the ROLLBACK of a
 /// dropped transaction) is answered within this, or something else is going on.
 pub(crate) const AFTERMATH: Duration = Duration::from_millis(20);
+
+tokio::task_local! {
+    /// Within it no connection is made: only idle ones are wanted.
+    static IDLE_ONLY: ();
+}
+
+/// Lets `take` have no connection that is not there already.
+pub(super) async fn idle_only<F: Future>(take: F) -> F::Output {
+    IDLE_ONLY.scope((), take).await
+}
 
 /// A connection on loan from a member's pool.
 pub(crate) type ConnObject = Object<ConnManager>;
@@ -95,6 +106,10 @@ impl Manager for ConnManager {
     type Error = DialError;
 
     async fn create(&self) -> Result<Conn, DialError> {
+        if IDLE_ONLY.try_with(|()| ()).is_ok() {
+            let source = io::Error::other("no idle connection is left");
+            return Err(DialError::Unreachable { address: self.address.clone(), source });
+        }
         let made = self.make().await;
         match &made {
             Ok(_) => self.guard.connected(),

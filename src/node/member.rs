@@ -2,8 +2,8 @@
 
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -25,16 +25,21 @@ use super::dial::{DialError, Dialer};
 use super::guard::{Guard, TellFn, Test, failure_of};
 use super::hot::Hot;
 use super::keeper;
+use super::leak::Leaks;
 use super::load::Load;
-use super::manager::{ConnManager, ConnObject, ExpectedId};
+use super::manager::{ConnManager, ConnObject, ExpectedId, idle_only};
 use super::probe;
 use super::run::RunSeen;
+use super::tend;
 use super::wire::WireState;
 use crate::config::{self, PoolConfig, ProbeConfig};
 use crate::patroni::{HistoryLine, ServerAddress, Timeline, parse_history_file};
 use crate::pool::Lent;
 use crate::telemetry::{Meter, Queue, Wait};
 use crate::topology::{Cadence, Event, MemberSpec, Suspicion};
+
+/// Waits for nobody to give a connection back.
+const AT_ONCE: Timeouts = Timeouts { wait: Some(Duration::ZERO), create: None, recycle: None };
 
 /// Cuts all connections of a member at once; those made later stand behind the next line.
 #[derive(Debug, Default)]
@@ -44,6 +49,8 @@ pub(crate) struct Fence(ArcSwap<FenceLine>);
 #[derive(Debug, Default)]
 pub(crate) struct FenceLine {
     fallen: AtomicBool,
+    /// Why it fell.
+    why: OnceLock<String>,
     behind: Mutex<Vec<(Arc<WireState>, AbortHandle)>>,
 }
 
@@ -64,22 +71,30 @@ impl FenceLine {
         }
     }
 
-    /// How many connections it cut.
-    fn fall(&self) -> usize {
+    fn fall(&self, why: String) -> usize {
+        let _ = self.why.set(why);
         self.fallen.store(true, Ordering::SeqCst);
         self.cut()
     }
 
+    /// How many were cut.
     fn cut(&self) -> usize {
         let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
         behind.retain(|(_, driver)| !driver.is_finished());
         let count = behind.len();
         for (wire, driver) in behind.drain(..) {
-            wire.set_cause(|| "cut: the node is not this cluster's primary any more".into());
+            wire.set_cause(|| format!("cut: {}", self.why.get().map_or("", String::as_str)));
             wire.close();
             driver.abort();
         }
         count
+    }
+
+    /// The live connections, in use or not.
+    fn wires(&self) -> Vec<Arc<WireState>> {
+        let behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = behind.iter().filter(|(_, driver)| !driver.is_finished());
+        live.map(|(wire, _)| Arc::clone(wire)).collect()
     }
 }
 
@@ -88,8 +103,8 @@ impl Fence {
         self.0.load_full()
     }
 
-    fn fall(&self) -> usize {
-        self.0.swap(Arc::default()).fall()
+    fn fall(&self, why: String) -> usize {
+        self.0.swap(Arc::default()).fall(why)
     }
 }
 
@@ -132,7 +147,15 @@ pub(crate) struct Node {
     warming: AtomicBool,
     /// The current run of its server, as first seen out of recovery.
     run: Mutex<Option<RunSeen>>,
-    idle_timeout: Duration,
+    /// Statements that have been running for longer than `pool.hung_after`, at the last look.
+    hung: AtomicUsize,
+    /// When the server last answered anything, be it an error.
+    last_sign: Mutex<Instant>,
+    /// Idle connections that are to be kept ready.
+    min_idle: AtomicUsize,
+    wants_more: Notify,
+    /// Where checkouts are watched for being held too long.
+    pub(crate) leaks: Option<Leaks>,
 }
 
 impl Node {
@@ -185,11 +208,21 @@ impl Node {
             cancel: CancellationToken::new(),
             warming: AtomicBool::new(false),
             run: Mutex::new(None),
-            idle_timeout: context.pool.idle_timeout,
+            hung: AtomicUsize::new(0),
+            last_sign: Mutex::new(Instant::now()),
+            min_idle: AtomicUsize::new(0),
+            wants_more: Notify::new(),
+            leaks: Leaks::after(context.pool.leak_after),
         });
         context.tasks.spawn(keeper::run(
             Arc::clone(&node),
             context.pool.clone(),
+            node.cancel.clone(),
+        ));
+        context.tasks.spawn(tend::run(
+            Arc::clone(&node),
+            context.pool.clone(),
+            context.probe.timeout,
             node.cancel.clone(),
         ));
         context.tasks.spawn(probe::run(
@@ -344,6 +377,30 @@ impl Node {
         self.wake.notify_one();
     }
 
+    /// The server answered something at `at`, be it an error.
+    pub(super) fn gave_a_sign(&self, at: Instant) {
+        let mut last = self.last_sign.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = at.max(*last);
+    }
+
+    /// How long the server has not answered anything, neither its probe nor anybody else.
+    pub(crate) fn silent_for(&self, now: Instant) -> Duration {
+        let last = *self.last_sign.lock().unwrap_or_else(PoisonError::into_inner);
+        now.saturating_duration_since(last)
+    }
+
+    /// Statements that have been running for longer than `pool.hung_after`, at the last look.
+    pub(crate) fn hung(&self) -> usize {
+        self.hung.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_hung(&self, count: usize) {
+        if self.hung.swap(count, Ordering::Relaxed) == 0 && count > 0 {
+            tracing::debug!(node = self.name, count, "statements run for long, the node is asked");
+            self.probe_now();
+        }
+    }
+
     pub(super) fn wake(&self) -> &Notify {
         &self.wake
     }
@@ -363,12 +420,17 @@ impl Node {
         });
     }
 
-    /// Cuts all its connections, in use or not; tells how many.
-    pub(crate) fn cut(&self) -> usize {
-        let count = self.fence.fall();
+    /// Cuts all its connections, in use or not, with `why` as the cause of their end; how many there were.
+    pub(crate) fn cut(&self, why: String) -> usize {
+        let count = self.fence.fall(why);
         drop(self.hot.take().and_then(sound));
         self.pool.retain(|conn, _| !conn.is_dead());
         count
+    }
+
+    /// Its live connections, in use or not.
+    pub(super) fn wires(&self) -> Vec<Arc<WireState>> {
+        self.fence.line().wires()
     }
 
     /// Tells the member that something was noticed about it.
@@ -376,16 +438,59 @@ impl Node {
         (self.manager().suspect)(cause);
     }
 
-    /// Drops connections that are dead, or were idle for too long.
-    pub(crate) fn sweep(&self) {
-        if let Some(mut object) = self.hot.unwanted().and_then(sound) {
-            object.touch(Instant::now());
-            drop(object);
+    /// Puts what was kept at hand back into the pool, where nobody has wanted it for a while.
+    pub(super) fn cool_down(&self) {
+        drop(self.hot.unwanted().and_then(sound));
+    }
+
+    pub(super) fn pool(&self) -> &Pool<ConnManager> {
+        &self.pool
+    }
+
+    /// Idle connections that are to be kept ready.
+    pub(super) fn min_idle(&self) -> usize {
+        self.min_idle.load(Ordering::Relaxed)
+    }
+
+    /// Keeps so many idle connections ready from now on.
+    pub(crate) fn keep_ready(&self, connections: usize) {
+        if self.min_idle.swap(connections, Ordering::Relaxed) < connections {
+            self.wants_more.notify_one();
         }
-        let idle = self.idle_timeout;
-        self.pool.retain(|conn, metrics| {
-            !conn.is_dead() && metrics.last_used().min(conn.untouched_for()) < idle
-        });
+    }
+
+    /// Returns when more connections are to be kept ready than before.
+    pub(super) async fn wants_more(&self) {
+        self.wants_more.notified().await;
+    }
+
+    /// All idle connections, oldest first. They go back in the order in which they are dropped.
+    pub(super) async fn take_idle(&self) -> Vec<ConnObject> {
+        let mut taken = Vec::new();
+        for _ in 0..self.pool.status().available {
+            match idle_only(self.pool.timeout_get(&AT_ONCE)).await {
+                Ok(object) => taken.push(object),
+                Err(_) => break,
+            }
+        }
+        taken
+    }
+
+    /// Makes one idle connection more, where there is room for it. To that end the idle ones are taken out of
+    /// the way for a moment, each of which `taken` is told of. False where none could be made.
+    pub(super) async fn make_one_more(&self, taken: impl FnMut(&ConnObject)) -> bool {
+        let idle = self.take_idle().await;
+        idle.iter().for_each(taken);
+        let mut get = pin!(self.pool.timeout_get(&AT_ONCE));
+        let at_once = poll_fn(|cx| Poll::Ready(get.as_mut().poll(cx))).await;
+        // It is being dialled: whoever wants a connection meanwhile has the idle ones.
+        drop(idle);
+        let made = match at_once {
+            Poll::Ready(made) => made,
+            Poll::Pending => get.await,
+        };
+        // A want of room is no failure.
+        matches!(made, Ok(_) | Err(PoolError::Timeout(_)))
     }
 
     /// Lends nothing more, and sends those away who wait for a connection.

@@ -9,12 +9,16 @@ mod conn;
 mod dial;
 mod guard;
 mod hot;
+mod hung;
+mod idle;
 mod keeper;
+mod leak;
 mod load;
 mod manager;
 mod member;
 mod probe;
 mod run;
+mod tend;
 mod wire;
 
 pub use conn::Conn;
@@ -22,6 +26,7 @@ pub use dial::DialError;
 
 pub(crate) use dial::Dialer;
 pub(crate) use guard::{Passage, Watch};
+pub(crate) use leak::LeaseId;
 #[cfg(feature = "metrics")]
 pub(crate) use load::Tally;
 pub(crate) use manager::{AFTERMATH, ConnObject};

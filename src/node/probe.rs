@@ -148,6 +148,11 @@ pub(super) async fn run(
             Cadence::Watchful => context.probe.watchful_interval,
             Cadence::Urgent => context.probe.urgent_interval,
         };
+        // Somebody waits for an answer that may never come: if the node is dead, that is to be known soon.
+        let configured = match prober.node.hung() {
+            0 => configured,
+            _ => configured.min(context.probe.watchful_interval),
+        };
         let pause = context.demand.interval(now).map_or(configured, |wish| wish.min(configured));
         tokio::select! {
             () = cancel.cancelled() => return,
@@ -181,21 +186,25 @@ impl Prober {
             self.session = None;
         }
         if self.session.is_none() {
-            let conn = self
-                .node
-                .manager()
-                .dial(Arc::default())
-                .await
-                .map_err(|error| dial_failure(&error))?;
+            let dialed = self.node.manager().dial(Arc::default()).await;
+            let conn = dialed.map_err(|error| {
+                // A refusal is a sign of life too: of a server that is full, say, and works.
+                if error.is_an_answer() {
+                    self.node.gave_a_sign(Instant::now());
+                }
+                dial_failure(&error)
+            })?;
             let statement =
-                conn.prepare(&question()).await.map_err(|error| failure(&conn, &error))?;
+                conn.prepare(&question()).await.map_err(|error| self.failure(&conn, &error))?;
             self.session = Some((conn, statement));
         }
         let Some((conn, statement)) = &self.session else {
             return Err(ProbeFailure::Failed("no session".into()));
         };
         let sent_at = Instant::now();
-        let row = conn.query_one(statement, &[]).await.map_err(|error| failure(conn, &error))?;
+        let row =
+            conn.query_one(statement, &[]).await.map_err(|error| self.failure(conn, &error))?;
+        self.node.gave_a_sign(Instant::now());
         let lsn = |index: usize| {
             row.try_get::<_, Option<i64>>(index).ok().flatten().map(|at| Lsn(at.cast_unsigned()))
         };
@@ -221,6 +230,13 @@ impl Prober {
             started_at: run.run.started_at,
             server_version: row.try_get::<_, i32>(7).map_err(wrong)?.cast_unsigned(),
         })
+    }
+
+    fn failure(&self, conn: &Conn, error: &tokio_postgres::Error) -> ProbeFailure {
+        if error.as_db_error().is_some() {
+            self.node.gave_a_sign(Instant::now());
+        }
+        failure(conn, error)
     }
 }
 

@@ -96,7 +96,7 @@ impl WireState {
 
     /// Whether nothing is in flight: no request that the driver has not taken up yet, none on the wire in
     /// part, none without its answer.
-    fn is_quiet(&self) -> bool {
+    pub(super) fn is_quiet(&self) -> bool {
         // First the driver, who says last that it rests: what it has taken up shows in the others then.
         self.driver.load(Ordering::Acquire) == RESTING
             && self.pending.load(Ordering::Acquire) == 0

@@ -117,7 +117,7 @@ pub enum Cause {
     ConnectionLost,
     /// No answer within the deadline.
     TimedOut,
-    /// The pool cut it: the node was demoted, or belongs to another cluster.
+    /// The pool cut it: the node was demoted, belongs to another cluster, or has been dead for long.
     Cut,
     /// The caller dropped the future. (A statement that the server cancelled is `57014`.)
     Cancelled,
@@ -135,7 +135,7 @@ impl fmt::Display for Cause {
             Cause::Panic(code) => write!(f, "the server crashed (PANIC, SQLSTATE {code})"),
             Cause::ConnectionLost => f.write_str("the connection was lost"),
             Cause::TimedOut => f.write_str("there was no answer in time"),
-            Cause::Cut => f.write_str("the node was demoted, and its work was cut"),
+            Cause::Cut => f.write_str("the pool cut the work on a node that was demoted or dead"),
             Cause::Cancelled => f.write_str("the caller did not wait for the answer"),
             Cause::Client => f.write_str("the driver refused to send it"),
             Cause::Answer => f.write_str("the driver could not take the answer"),

@@ -2,10 +2,12 @@
 
 mod pick;
 mod policy;
+mod successor;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use policy::{Freshness, Ineligible, ReadPolicy};
 
 pub(crate) use pick::pick_two;
 pub(crate) use policy::{ReadChoice, choose_read};
+pub(crate) use successor::successor;

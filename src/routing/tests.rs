@@ -14,7 +14,7 @@ use crate::topology::{
 };
 
 /// A replica that answers, at `position`.
-pub(super) fn replica(name: &str, position: u64) -> MemberView {
+pub(crate) fn replica(name: &str, position: u64) -> MemberView {
     let now = Instant::now();
     MemberView {
         name: name.to_owned(),
@@ -44,7 +44,7 @@ pub(super) fn replica(name: &str, position: u64) -> MemberView {
 }
 
 /// The server out of recovery.
-pub(super) fn primary(name: &str) -> MemberView {
+pub(crate) fn primary(name: &str) -> MemberView {
     let mut member = replica(name, 0);
     member.role = MemberRole::Primary;
     if let MemberHealth::Up(report) = &mut member.health {
@@ -55,7 +55,7 @@ pub(super) fn primary(name: &str) -> MemberView {
 }
 
 /// A cluster of these, led by the one that is out of recovery.
-pub(super) fn cluster(members: impl IntoIterator<Item = MemberView>) -> ClusterView {
+pub(crate) fn cluster(members: impl IntoIterator<Item = MemberView>) -> ClusterView {
     let now = Instant::now();
     let mut view = Topology::new(TopologyConfig::default(), now).view().clone();
     view.members = members.into_iter().map(|member| (member.name.clone(), member)).collect();

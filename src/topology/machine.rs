@@ -123,6 +123,7 @@ impl Topology {
                 contact_at: None,
                 lease: defaults.lease(),
                 synchronous: false,
+                sync_standbys: Vec::new(),
                 switchover: None,
                 hold: None,
                 history: Vec::new(),

@@ -8,7 +8,7 @@ use super::event::{Action, Cadence, MemberSpec, SourceKind, TopologyEvent, Withd
 use super::machine::{Asked, Claim, Topology};
 use super::refusal::Refusal;
 use super::view::{MemberHealth, MemberView};
-use crate::patroni::{ClusterSnapshot, Member, Timeline};
+use crate::patroni::{ClusterSnapshot, Member, SyncState, Timeline};
 
 /// What a snapshot says of the leader.
 enum LeaderNews {
@@ -53,6 +53,8 @@ impl Topology {
             self.view.lease = config.lease();
             self.view.synchronous = config.is_synchronous();
         }
+        let standbys = snapshot.sync.iter().flat_map(SyncState::standbys);
+        self.view.sync_standbys = standbys.map(str::to_owned).collect();
         if source == SourceKind::Etcd {
             self.view.history.clone_from(&snapshot.history);
         }

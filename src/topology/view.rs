@@ -204,6 +204,8 @@ pub struct ClusterView {
     pub lease: Duration,
     /// Whether commits wait for a standby.
     pub synchronous: bool,
+    /// The standbys that they wait for, by name, as far as the source tells.
+    pub sync_standbys: Vec<String>,
     /// A switchover or failover that was asked for.
     pub switchover: Option<FailoverRequest>,
     /// Whose writes are held for it now.

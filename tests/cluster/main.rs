@@ -12,7 +12,9 @@ mod breaker;
 #[allow(dead_code, reason = "the library's own tests use the rest")]
 #[path = "../../src/telemetry/tests/capture.rs"]
 mod capture;
+mod care;
 mod faults;
+mod hung;
 mod members;
 mod outcomes;
 mod service;
@@ -92,6 +94,10 @@ fn main() {
         members::foreign_address_in_conn_url,
         breaker::replica_that_takes_no_connections,
         breaker::replica_frozen_and_killed,
+        hung::work_on_a_frozen_primary_ends,
+        care::some_are_kept_ready,
+        care::idle_connections_are_asked,
+        care::leaks_are_told,
     ];
     // Side by side means alternating: neighbours in this list belong to different clusters.
     let trials = scenarios
