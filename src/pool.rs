@@ -1,6 +1,7 @@
 //! What a caller holds.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -494,8 +495,20 @@ impl LeaderPool {
     }
 
     pub(crate) async fn write_until(&self, deadline: &Deadline) -> Result<Client, CheckoutError> {
+        if let Some(client) = leader_at_hand(&self.shared, Role::Write) {
+            return Ok(client);
+        }
         let attempt = Attempt::begin(&self.shared, Role::Write, deadline);
-        attempt.leader(Role::Write).await.inspect_err(|error| self.refused(Role::Write, error))
+        self.finish(Role::Write, Box::pin(attempt.leader(Role::Write))).await
+    }
+
+    /// Boxed: who waits for a connection is a large future, and most are there at once.
+    async fn finish(
+        &self,
+        role: Role,
+        attempt: Pin<Box<impl Future<Output = Result<Client, CheckoutError>>>>,
+    ) -> Result<Client, CheckoutError> {
+        attempt.await.inspect_err(|error| self.shared.meter.refused(role, error))
     }
 
     /// As [`write_until`](Self::write_until), for one that has queued at the gate already.
@@ -506,7 +519,7 @@ impl LeaderPool {
     ) -> Result<Client, CheckoutError> {
         let permit = permit.map(|permit| permit.lend(&self.shared.gate));
         let attempt = Attempt::begin(&self.shared, Role::Write, deadline).let_go(permit);
-        attempt.leader(Role::Write).await.inspect_err(|error| self.refused(Role::Write, error))
+        self.finish(Role::Write, Box::pin(attempt.leader(Role::Write))).await
     }
 
     pub(crate) async fn read_until(
@@ -515,11 +528,7 @@ impl LeaderPool {
         deadline: &Deadline,
     ) -> Result<Client, CheckoutError> {
         let attempt = Attempt::begin(&self.shared, Role::Read, deadline);
-        attempt.read(policy).await.inspect_err(|error| self.refused(Role::Read, error))
-    }
-
-    fn refused(&self, role: Role, error: &CheckoutError) {
-        self.shared.meter.refused(role, error);
+        self.finish(Role::Read, Box::pin(attempt.read(policy))).await
     }
 
     /// As [`read_until`](Self::read_until), for one that has queued at the gate already, in case that it is the
@@ -532,6 +541,6 @@ impl LeaderPool {
     ) -> Result<Client, CheckoutError> {
         let permit = permit.map(|permit| permit.lend(&self.shared.gate));
         let attempt = Attempt::begin(&self.shared, Role::Read, deadline).let_go(permit);
-        attempt.read(policy).await.inspect_err(|error| self.refused(Role::Read, error))
+        self.finish(Role::Read, Box::pin(attempt.read(policy))).await
     }
 }

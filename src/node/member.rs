@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use deadpool::Runtime;
-use deadpool::managed::{Object, Pool, PoolError, Status, Timeouts};
+use deadpool::managed::{Object, Pool, PoolError, QueueMode, Status, Timeouts};
 use futures_util::future::poll_fn;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
@@ -189,6 +189,9 @@ impl Node {
         // The builder fails only where timeouts are set without a runtime.
         let pool = Pool::builder(manager)
             .max_size(context.pool.max_size)
+            // The one that was used last is used next: it is the warmest, and those that are not needed rest
+            // until they are dropped.
+            .queue_mode(QueueMode::Lifo)
             .runtime(Runtime::Tokio1)
             .build()
             .unwrap_or_else(|error| unreachable!("a pool without timeouts: {error}"));
@@ -464,7 +467,7 @@ impl Node {
         self.wants_more.notified().await;
     }
 
-    /// All idle connections, oldest first. They go back in the order in which they are dropped.
+    /// All idle connections, the one last used first. To be given back at once, by [`give_back`].
     pub(super) async fn take_idle(&self) -> Vec<ConnObject> {
         let mut taken = Vec::new();
         for _ in 0..self.pool.status().available {
@@ -476,21 +479,35 @@ impl Node {
         taken
     }
 
-    /// Makes one idle connection more, where there is room for it. To that end the idle ones are taken out of
-    /// the way for a moment, each of which `taken` is told of. False where none could be made.
-    pub(super) async fn make_one_more(&self, taken: impl FnMut(&ConnObject)) -> bool {
-        let idle = self.take_idle().await;
-        idle.iter().for_each(taken);
+    /// Gives a connection back as the one to be used last. The other idle ones are taken out of the way for a
+    /// moment; `taken` is told of each.
+    pub(super) async fn put_below(&self, object: ConnObject, taken: impl FnMut(&ConnObject)) {
+        let others = self.take_idle().await;
+        others.iter().for_each(taken);
+        drop(object);
+        give_back(others);
+    }
+
+    /// Makes one idle connection more, where there is room for it, the way that
+    /// [`put_below`](Self::put_below) does. False where none could be made.
+    pub(super) async fn make_one_more(&self, mut taken: impl FnMut(&ConnObject)) -> bool {
+        let others = self.take_idle().await;
+        others.iter().for_each(&mut taken);
         let mut get = pin!(self.pool.timeout_get(&AT_ONCE));
         let at_once = poll_fn(|cx| Poll::Ready(get.as_mut().poll(cx))).await;
         // It is being dialled: whoever wants a connection meanwhile has the idle ones.
-        drop(idle);
+        give_back(others);
         let made = match at_once {
             Poll::Ready(made) => made,
             Poll::Pending => get.await,
         };
-        // A want of room is no failure.
-        matches!(made, Ok(_) | Err(PoolError::Timeout(_)))
+        match made {
+            Ok(object) => self.put_below(object, taken).await,
+            // There is no room any more.
+            Err(PoolError::Timeout(_)) => {}
+            Err(_) => return false,
+        }
+        true
     }
 
     /// Lends nothing more, and sends those away who wait for a connection.
@@ -514,6 +531,11 @@ fn sound(object: ConnObject) -> Option<ConnObject> {
         return None;
     }
     object.wire().is_at_rest().then_some(object)
+}
+
+/// Gives back what [`Node::take_idle`] took, so that it lies as before.
+pub(super) fn give_back(mut taken: Vec<ConnObject>) {
+    while taken.pop().is_some() {}
 }
 
 /// Asks for the cheapest answer there is.

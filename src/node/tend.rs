@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::conn::Conn;
 use super::idle::Idle;
 use super::manager::ConnObject;
-use super::member::{Node, sign_of_life};
+use super::member::{Node, give_back, sign_of_life};
 use crate::config::PoolConfig;
 
 /// How often it is looked after them, at most and at least.
@@ -116,6 +116,9 @@ impl Tender {
                 Ok(()) => {
                     self.node.gave_a_sign(Instant::now());
                     self.idle.gave_a_sign(id(&object), Instant::now());
+                    // Not on top: it is as idle as before.
+                    let idle = &mut self.idle;
+                    self.node.put_below(object, |other| idle.taken_for_care(id(other))).await;
                 }
                 Err(failure) => {
                     tracing::debug!(node = self.node.name, %failure, "an idle connection is dead");
@@ -125,12 +128,14 @@ impl Tender {
         }
     }
 
-    /// Takes one that is due out of the pool; the others are back at once, in their order.
+    /// Takes one that is due out of the pool; the others are back at once, as they lay.
     async fn take_due(&mut self, interval: Duration, now: Instant) -> Option<ConnObject> {
         let mut all = self.node.take_idle().await;
         all.iter().for_each(|object| self.idle.taken_for_care(id(object)));
-        let due = all.iter().position(|object| self.idle.is_due(id(object), interval, now))?;
-        Some(all.remove(due))
+        let due = all.iter().rposition(|object| self.idle.is_due(id(object), interval, now));
+        let taken = due.map(|due| all.remove(due));
+        give_back(all);
+        taken
     }
 
     /// Makes one connection more where fewer are idle than are to be kept ready. With each failure in a row
