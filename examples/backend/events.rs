@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use leaderpool::service::TxRequest;
 use leaderpool::tokio_postgres::types::{Json as Jsonb, ToSql};
 use leaderpool::tokio_postgres::{Error, Row};
-use leaderpool::{Client, OperationError, ReadPolicy, Tx};
+use leaderpool::{Client, OperationError, ReadPolicy};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::timeout_at;
@@ -126,7 +126,7 @@ pub(crate) async fn create(
     // Run again from the start where that is safe, hence the shared event. The deadline is the transaction's own
     // rather than a timeout around it, which could end it in the middle of its commit.
     let new = Arc::new(new);
-    let insert = TxRequest::new(move |tx: Tx| {
+    let insert = TxRequest::new(move |tx| {
         let new = Arc::clone(&new);
         async move {
             let payload = Jsonb(&new.payload);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::routing::ReadPolicy;
+use crate::tx::Tx;
 
 /// A connection to the leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -70,7 +71,11 @@ pub struct TxRequest<F> {
 impl<F> TxRequest<F> {
     /// `work` under the service's options.
     #[must_use]
-    pub fn new(work: F) -> Self {
+    pub fn new<Fut, T, E>(work: F) -> Self
+    where
+        F: FnMut(Tx) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
         Self { work, within: None }
     }
 

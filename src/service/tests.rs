@@ -266,8 +266,7 @@ async fn transactions_of_any_kind_go_through_one_stack() {
         .load_shed()
         .concurrency_limit(2)
         .service(pool.transaction_service(TxOptions::new().within(2 * SECOND)));
-    let number =
-        || TxRequest::new(async |_tx: crate::Tx| Ok::<i64, OperationError>(1)).within(SECOND);
+    let number = || TxRequest::new(async |_| Ok::<i64, OperationError>(1)).within(SECOND);
     let text = || {
         TxRequest::new(
             |tx: crate::Tx| async move { Ok::<String, OperationError>(tx.node().to_owned()) },

@@ -54,7 +54,7 @@ pub async fn services_follow_the_leader(bed: &Bed) -> anyhow::Result<()> {
         let stored = Arc::clone(&stored);
         tasks.spawn(async move {
             while !stop.load(Ordering::Relaxed) {
-                let request = TxRequest::new(move |tx: leaderpool::Tx| async move {
+                let request = TxRequest::new(move |tx| async move {
                     tx.execute(INSERT, &[&2_i64, &worker]).await
                 });
                 let done = stack.clone().oneshot(request).await?;
@@ -134,7 +134,7 @@ pub async fn services_follow_the_leader(bed: &Bed) -> anyhow::Result<()> {
     let options = TxOptions::new().read_only(ReadPolicy::any().or_error());
     let mut service = pool.transaction_service(options);
     ensure!(service.is_ready());
-    let request = TxRequest::new(|tx: leaderpool::Tx| async move {
+    let request = TxRequest::new(|tx| async move {
         let row = tx.query_one("SELECT pg_is_in_recovery()", &[]).await?;
         Ok::<bool, OperationError>(row.get(0))
     });
