@@ -104,7 +104,8 @@ fn disqualified(seen: &Seen, now: Moment) -> Option<Choice> {
         }
     }
     let (end, why) = failsafe::holds_back(seen, now)?;
-    let asked = seen.cluster.failsafe.iter().flat_map(|list| list.keys());
+    let promised = seen.failsafe.promised.is_some();
+    let asked = seen.cluster.failsafe.iter().filter(|_| !promised).flat_map(|list| list.keys());
     let ask: Vec<String> = asked
         .filter(|name| **name != seen.me.name)
         .filter(|name| {
