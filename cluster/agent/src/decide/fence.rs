@@ -74,9 +74,9 @@ pub fn plan(seen: &Seen) -> Option<FencePlan> {
 
 /// Until when this member may write.
 pub(super) fn leads_until(seen: &Seen) -> Moment {
-    // A process that finds a server running which it did not start knows of no lease. It has this long
-    // to find one.
-    let grace = seen.me.started + seen.rules.ttl / 10;
+    // A process that finds a server running which it did not start knows of no lease. It has a tenth of the
+    // ttl to find one; the fence begins a sixth before the end.
+    let grace = seen.me.started + seen.rules.ttl / 10 + seen.rules.ttl / 6;
     let lease = seen.reign.map_or(grace, |reign| reign.deadline());
     let failsafe = seen.failsafe.accepted.filter(|_| seen.rules.failsafe_mode);
     failsafe.map_or(lease, |accepted| lease.max(accepted + held(seen.rules.ttl)))

@@ -171,13 +171,18 @@ fn clear(failover: &FailoverSeen, reason: impl Into<Cow<'static, str>>) -> Choic
     Row::RequestRefused.says(Action::KeepLeading(vec![chore]), reason)
 }
 
+/// How long a server may take to shut down.
+fn stop_limit(seen: &Seen) -> Duration {
+    seen.rules.primary_stop_timeout.unwrap_or(seen.rules.ttl * 2)
+}
+
 /// The rows of a handing over that was begun and whose key is still ours.
 pub(super) fn under_way(seen: &Seen, now: Moment) -> Option<Choice> {
     let handover = seen.handover.as_ref()?;
     if !seen.holds_key() {
         return None;
     }
-    let limit = seen.rules.primary_stop_timeout.unwrap_or(seen.rules.ttl * 2);
+    let limit = stop_limit(seen);
     let control = seen.postgres.control;
     let shut_down = control.filter(|control| control.state == ControlState::ShutDown);
     match seen.postgres.server {
@@ -261,9 +266,15 @@ fn called_off(
             Row::HandoverReleases.says(Action::ReleaseLeader { to: None, optime }, reason),
         );
     }
-    // A server that is still ending is waited for: it cannot be started twice.
+    // A server that is still ending is waited for, a while: it cannot be started twice.
     if !matches!(seen.postgres.server, Server::Down { .. }) {
-        return Some(Row::HandoverDrains.waits(reason));
+        let end = handover.since + stop_limit(seen);
+        if now < end {
+            return Some(Row::HandoverDrains.waits(reason).until(end));
+        }
+        let (kind, stop) = (DemoteKind::Immediate, StopMode::Immediate);
+        let stop = Action::Demote { kind, stop, hand_over: None };
+        return Some(Row::HandoverStuck.says(stop, "the server does not end"));
     }
     // With too little left of the lease, the rows of a server that is down wait for more of it.
     starts_as_primary(seen, now)
@@ -285,9 +296,7 @@ pub(super) fn agent_stops(seen: &Seen, now: Moment) -> Option<Choice> {
         Server::Primary { .. } | Server::Starting { .. } | Server::Standby { .. } => {
             Some(Row::ExitStopsServer.says(Action::Stop(StopMode::Fast), "the agent is to stop"))
         }
-        Server::Stopping { mode: StopMode::Fast, .. }
-            if now >= since + seen.rules.primary_stop_timeout.unwrap_or(seen.rules.ttl * 2) =>
-        {
+        Server::Stopping { mode: StopMode::Fast, .. } if now >= since + stop_limit(seen) => {
             let stop = Action::Stop(StopMode::Immediate);
             Some(Row::ExitStopsServer.says(stop, "the server does not shut down in time"))
         }

@@ -7,7 +7,7 @@ use leaderpool::patroni::MemberRole;
 use super::action::{Action, Choice, DemoteKind};
 use super::failsafe;
 use super::fence::leads_until;
-use super::moment::Moment;
+use super::moment::{Moment, over};
 use super::rank::{Position, failover_priority, mine};
 use super::rows::Row;
 use super::seen::{
@@ -20,9 +20,6 @@ const ANSWER_LIMIT: Duration = Duration::from_millis(300);
 
 /// How old an answer may be, where nothing has moved since.
 const ANSWERS_AGE: Duration = Duration::from_secs(10);
-
-/// How long an answer that someone leads stands, without another.
-const ANSWER_AGE: Duration = Duration::from_secs(1);
 
 /// How often a member whose answer stands in the way is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -107,7 +104,8 @@ fn disqualified(seen: &Seen, now: Moment) -> Option<Choice> {
         }
     }
     let (end, why) = failsafe::holds_back(seen, now)?;
-    let asked = seen.cluster.failsafe.iter().flat_map(|list| list.keys());
+    let promised = seen.failsafe.promised.is_some();
+    let asked = seen.cluster.failsafe.iter().filter(|_| !promised).flat_map(|list| list.keys());
     let ask: Vec<String> = asked
         .filter(|name| **name != seen.me.name)
         .filter(|name| {
@@ -233,24 +231,30 @@ fn last_leader_lives(
     last: Option<&str>,
 ) -> Option<Choice> {
     for (name, peer) in &seen.peers {
-        let Some(answer) = peer.answer.as_ref().filter(|answer| answer.leads) else {
-            continue;
-        };
-        if *name == seen.me.name || peer.refused(answer.asked) || now > answer.asked + ANSWER_AGE {
-            continue;
-        }
-        let reason = format!("{name} says that it leads");
+        let Some(answer) = peer.answer.as_ref().filter(|answer| answer.leads) else { continue };
         let asked = peer.asked.unwrap_or(answer.asked);
-        if answer.asked < since && asked >= since && now >= asked + ANSWER_LIMIT {
-            // That was before the key went, and now it does not answer.
+        let ask = |again: bool| {
+            let reason = format!("{name} says that it leads");
+            Some(if again {
+                Row::PrimaryLives.says(Action::AskPeers(vec![name.clone()]), reason).in_(AGAIN, now)
+            } else {
+                Row::PrimaryLives.waits(reason).in_(AGAIN, now)
+            })
+        };
+        if *name == seen.me.name {
             continue;
         }
-        return Some(if asked < since || now >= asked + AGAIN {
-            let ask = Action::AskPeers(vec![name.clone()]);
-            Row::PrimaryLives.says(ask, reason).in_(AGAIN, now)
-        } else {
-            Row::PrimaryLives.waits(reason).in_(AGAIN, now)
-        });
+        if answer.asked >= since {
+            // Without a key it counts on a lease, for a ttl at most, or has one by now.
+            if now < answer.asked + over(seen.rules.ttl) {
+                return ask(now >= asked + AGAIN);
+            }
+        } else if now < answer.asked + ANSWERS_AGE && !peer.refused(since) {
+            // That was before the key went. It is asked once more.
+            if asked < since || now < asked + ANSWER_LIMIT {
+                return ask(asked < since);
+            }
+        }
     }
     // An expired lease takes the member key with it. One that is still there, and does not say that it has
     // released the key, shows that the key alone was deleted.

@@ -667,7 +667,7 @@ impl World {
     /// It has the key, and its lease: from now on there is no excuse.
     pub(super) fn trusts(&mut self, i: usize) {
         let node = &mut self.nodes[i];
-        if node.clock_lies.is_none() {
+        if node.clock_lies.is_none() && node.excuse != Some(Excuse::Revoked) {
             node.excuse = None;
         }
     }

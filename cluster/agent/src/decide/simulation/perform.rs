@@ -6,7 +6,7 @@ use std::time::Duration;
 use leaderpool::patroni::MemberRole;
 
 use super::etcd::{Answered, Op, Request};
-use super::node::{Agent, member_value};
+use super::node::{Agent, Excuse, member_value};
 use super::postgres::{PgStep, WorkDone};
 use super::teeth::Mutation;
 use super::world::{Event, MS, NAMES, SEC, SYSTEM, World, index, trace};
@@ -273,6 +273,9 @@ impl World {
                 if agent.lease == Some(*lease) {
                     agent.reign_lease = Some(*lease);
                     agent.seen.reign = agent.seen.session;
+                    if self.nodes[i].excuse == Some(Excuse::Revoked) {
+                        self.nodes[i].excuse = None;
+                    }
                     self.trusts(i);
                 }
             }
