@@ -45,6 +45,8 @@ pub(super) fn rows(seen: &Seen, now: Moment) -> Choice {
             {
                 promoting::rows(seen, now, *timeline, *received, upstream)
             }
+            _ if seen.could_write() => Row::PausedIdle
+                .waits("paused; the leader key is ours, and the server starts or stops"),
             _ => release("paused; the leader key is ours, but the server is no primary"),
         };
     }

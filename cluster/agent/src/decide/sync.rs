@@ -223,7 +223,9 @@ pub fn plan(view: &SyncView<'_>) -> SyncStep {
         return SyncStep::Done;
     }
     let confirmed = is_confirmed(view);
-    let cautious = goal.standbys.is_subset(&key.standbys) && goal.quorum >= key.quorum;
+    // Without standbys the leader's own vote is needed, whatever the quorum.
+    let cautious = goal.standbys.is_empty()
+        || (goal.standbys.is_subset(&key.standbys) && goal.quorum >= key.quorum);
     if *key != goal && is_safe(&goal, names) && (confirmed || cautious) {
         return SyncStep::WriteKey(goal);
     }

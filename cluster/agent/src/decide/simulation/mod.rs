@@ -28,7 +28,7 @@ mod faults;
 mod node;
 mod perform;
 mod postgres;
-mod rng;
+pub(super) mod rng;
 mod teeth;
 mod world;
 

@@ -468,7 +468,13 @@ fn won() -> Vec<Case> {
         s.cluster.claimed = Some(Timeline(3));
     };
     vec![
-        case(Row::ClaimsTimeline, "first the timeline", winner(), |_| (), "ClaimTimeline(Timeline(3))"),
+        case(
+            Row::ClaimsTimeline,
+            "first the timeline",
+            winner(),
+            |_| (),
+            "ClaimTimeline(Timeline(3))",
+        ),
         case(
             Row::ClaimsTimeline,
             "one that nobody else has claimed",
@@ -476,7 +482,13 @@ fn won() -> Vec<Case> {
             |s| s.cluster.claimed = Some(Timeline(7)),
             "ClaimTimeline(Timeline(8))",
         ),
-        case(Row::Promotes, "then the promotion", winner(), claimed, "Promote { above: Timeline(2) }"),
+        case(
+            Row::Promotes,
+            "then the promotion",
+            winner(),
+            claimed,
+            "Promote { above: Timeline(2) }",
+        ),
         case(
             Row::SyncBeforePromotion,
             "in synchronous mode first of all `sync`",

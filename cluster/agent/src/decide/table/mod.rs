@@ -4,6 +4,7 @@ mod cases;
 mod cases_of_the_race;
 mod properties;
 mod scene;
+mod sync_steps;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
