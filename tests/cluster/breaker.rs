@@ -110,6 +110,7 @@ pub async fn replica_that_takes_no_connections(bed: &Bed) -> anyhow::Result<()> 
     config.postgres.connect_timeout = Duration::from_millis(500);
     // Each burst of reads has to make its connections.
     config.pool.idle_timeout = Duration::from_millis(100);
+    config.pool.min_idle = 0;
     config.breaker.open_at_most = Duration::from_secs(2);
     let pool = LeaderPool::connect(config).await?;
     let replica = bed.replica().await?;
@@ -181,7 +182,9 @@ pub async fn replica_frozen_and_killed(bed: &Bed) -> anyhow::Result<()> {
     bed.cluster.thaw_postmaster(&replica).await?;
     result?;
     let reason = changes.wait_for(BreakerState::Closed).await?;
-    ensure!(reason == "it answers again", "{reason}");
+    // With so impatient a probe a busy leader may have been lost and admitted again: another reign.
+    let anew = "a new reign or a new postmaster";
+    ensure!(reason == "it answers again" || reason == anew, "{reason}");
     read_from_again(&pool, &replica).await?;
 
     // Its manager would start it again at once.

@@ -67,7 +67,7 @@ pub(super) fn rows(
     // The leader may be dying. Who is ahead is known, then, by the time its key goes.
     let stale = |name: &str| {
         let after = lost.max(now - ANSWERS_AGE);
-        !seen.peers.get(name).is_some_and(|peer| peer.asked.is_some_and(|asked| asked >= after))
+        seen.peers.get(name).is_none_or(|peer| peer.asked.is_none_or(|asked| asked < after))
     };
     let ask: Vec<String> =
         seen.others().map(|(name, _)| name).filter(|name| stale(name)).map(str::to_owned).collect();

@@ -54,11 +54,10 @@ pub(super) fn status_is_due(seen: &Seen, now: Moment) -> bool {
 /// What a leader writes, in order.
 pub(super) fn chores(seen: &Seen, now: Moment, timeline: Timeline, written: Lsn) -> Vec<Chore> {
     let mut chores = Vec::new();
-    match (seen.cluster.initialize, seen.postgres.data) {
-        (Initialize::Absent | Initialize::InProgress { .. }, Data::Present(system)) => {
-            chores.push(Chore::WriteInitialize(system))
-        }
-        _ => {}
+    if let (Initialize::Absent | Initialize::InProgress { .. }, Data::Present(system)) =
+        (seen.cluster.initialize, seen.postgres.data)
+    {
+        chores.push(Chore::WriteInitialize(system));
     }
     let sync = step(seen, written);
     if sync != SyncStep::Done {

@@ -200,10 +200,10 @@ pub(super) fn race(seen: &Seen, now: Moment) -> Choice {
         }
     };
     let named = manual == Some(true) || (manual.is_some() && was_released(seen, last));
-    if !named {
-        if let Some(choice) = lags(seen, mine).or_else(|| behind(seen, now, since, last, mine)) {
-            return choice;
-        }
+    if !named
+        && let Some(choice) = lags(seen, mine).or_else(|| behind(seen, now, since, last, mine))
+    {
+        return choice;
     }
     if votes > 0
         && let Some(choice) = votes_lack(seen, now, since, mine, votes)

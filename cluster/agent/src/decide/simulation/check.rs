@@ -66,7 +66,7 @@ impl World {
         if !self.nodes[i].writable() {
             return;
         }
-        for j in 0..self.nodes.len() {
+        for (j, name) in NAMES.iter().enumerate().take(self.nodes.len()) {
             if i == j || !self.nodes[j].writable() {
                 continue;
             }
@@ -75,7 +75,7 @@ impl World {
                 trace!(self, "two servers take writes, and nobody could help it");
                 continue;
             }
-            let what = format!("{} and {} take writes at the same moment", NAMES[i], NAMES[j]);
+            let what = format!("{} and {name} take writes at the same moment", NAMES[i]);
             self.check.fail(what);
         }
         if self.is_excused(i) {
@@ -174,7 +174,8 @@ impl World {
             let follows = node.pg.stream.is_some_and(|(from, ..)| from == leader);
             followers += usize::from(follows);
             let diverged = node.agent.as_ref().is_some_and(|agent| agent.diverged);
-            if i != leader && !follows && !(diverged && !self.setup.rules.use_pg_rewind) {
+            let lost = diverged && !self.setup.rules.use_pg_rewind;
+            if i != leader && !follows && !lost {
                 return Err(format!("{} does not follow {}", NAMES[i], NAMES[leader]));
             }
         }

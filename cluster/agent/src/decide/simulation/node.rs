@@ -433,14 +433,14 @@ impl World {
             Some(_) => None,
         };
         if let Some(op) = op {
-            self.to_etcd(i, op);
+            self.ask_etcd(i, op);
         }
-        self.to_etcd(i, Op::Read(false));
+        self.ask_etcd(i, Op::Read(false));
         let next = self.nodes[i].clock.when(now + ttl / 10);
         self.at(next.max(self.now + MS), Event::Renew(i, boot));
     }
 
-    pub(super) fn to_etcd(&mut self, i: usize, op: Op) {
+    pub(super) fn ask_etcd(&mut self, i: usize, op: Op) {
         let sent = self.local(i);
         let Some(agent) = &self.nodes[i].agent else { return };
         let request = Request { node: i, boot: agent.boot, sent, op };
@@ -614,7 +614,7 @@ impl World {
         let late = agent.put.as_ref().is_none_or(|(_, _, at)| now >= *at + Duration::from_secs(1));
         if due || (!there && late) {
             agent.put = Some((lease, member.clone(), now));
-            self.to_etcd(i, Op::PutMember(lease, Rc::new(member)));
+            self.ask_etcd(i, Op::PutMember(lease, Rc::new(member)));
         }
     }
 

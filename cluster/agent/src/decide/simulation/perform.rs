@@ -35,7 +35,7 @@ impl World {
             agent.sync_sent = Some(now);
         }
         agent.asked = Some(now);
-        self.to_etcd(i, op);
+        self.ask_etcd(i, op);
     }
 
     fn begin(&mut self, i: usize, work: Work, time: u64, done: WorkDone) {
@@ -200,11 +200,11 @@ impl World {
             Chore::WriteInitialize(system) => self.write(i, Op::WriteInitialize(system)),
             Chore::WriteStatus(lsn) => {
                 self.agent(i).seen.status_written = Some(now);
-                self.to_etcd(i, Op::WriteStatus(lsn));
+                self.ask_etcd(i, Op::WriteStatus(lsn));
             }
             Chore::WriteHistory => {
                 let timeline = self.branches[self.nodes[i].pg.branch].timeline;
-                self.to_etcd(i, Op::WriteHistory(timeline));
+                self.ask_etcd(i, Op::WriteHistory(timeline));
             }
             Chore::WriteFailsafe(members) => self.write(i, Op::WriteFailsafe(members)),
             Chore::Checkpoint => {
@@ -269,15 +269,15 @@ impl World {
             return;
         }
         match op {
-            Op::Acquire { lease, .. } | Op::Reattach(lease) | Op::FinishBootstrap { lease, .. } => {
-                if agent.lease == Some(*lease) {
-                    agent.reign_lease = Some(*lease);
-                    agent.seen.reign = agent.seen.session;
-                    if self.nodes[i].excuse == Some(Excuse::Revoked) {
-                        self.nodes[i].excuse = None;
-                    }
-                    self.trusts(i);
+            Op::Acquire { lease, .. } | Op::Reattach(lease) | Op::FinishBootstrap { lease, .. }
+                if agent.lease == Some(*lease) =>
+            {
+                agent.reign_lease = Some(*lease);
+                agent.seen.reign = agent.seen.session;
+                if self.nodes[i].excuse == Some(Excuse::Revoked) {
+                    self.nodes[i].excuse = None;
                 }
+                self.trusts(i);
             }
             Op::Claim(timeline) => agent.seen.claimed = Some(*timeline),
             Op::Release { .. } => {

@@ -390,7 +390,7 @@ impl World {
                 self.wal_arrives(to, from, connection, branch, lsn);
             }
             Event::WalAck { to, from, connection, lsn } => {
-                self.wal_acked(to, from, connection, lsn)
+                self.wal_acked(to, from, connection, lsn);
             }
             Event::Receiver(i) => {
                 self.receiver_looks(i);

@@ -187,7 +187,7 @@ fn handing_over() -> Vec<Case> {
             handed_down(),
             |s| {
                 s.handover =
-                    Some(Handover { to: None, why: HandoverWhy::Shutdown, since: ago(300) })
+                    Some(Handover { to: None, why: HandoverWhy::Shutdown, since: ago(300) });
             },
             "ReleaseLeader { to: None",
         ),
@@ -200,7 +200,7 @@ fn handing_over() -> Vec<Case> {
                     to: Some("b".into()),
                     why: HandoverWhy::GiveUp,
                     since: ago(300),
-                })
+                });
             },
             r#"ReleaseLeader { to: Some("b"), optime: None }"#,
         ),
