@@ -440,10 +440,11 @@ impl Breaker {
         }
     }
 
-    /// Takes in who the member is. Another one than before starts anew, with its breaker closed.
+    /// Takes in who the member is. Another one than before starts anew, with its breaker closed; whoever is
+    /// known for the first time is no other.
     pub(crate) fn reset(&mut self, identity: Identity, now: Instant) -> Option<Transition> {
         let now = self.advance(now);
-        if self.identity.replace(identity) == Some(identity) {
+        if self.identity.replace(identity).is_none_or(|known| known == identity) {
             return None;
         }
         self.openings_in_row = 0;

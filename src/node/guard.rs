@@ -182,7 +182,10 @@ impl Guard {
 
     /// Its probe was answered, by the member of this identity.
     pub(crate) fn probe_answered(&self, identity: Identity) {
-        self.note(self.breaker.reset(identity, Instant::now()));
+        // Before the first reign nothing is known that a reign could end.
+        if identity.reign > 0 {
+            self.note(self.breaker.reset(identity, Instant::now()));
+        }
         self.breaker.success(Proof::Answered, Instant::now);
     }
 

@@ -174,7 +174,7 @@ fn run(steps: &[(Step, u32)], seen: &mut Seen) -> Result<(), TestCaseError> {
             }
             Step::Reset(new) => {
                 transition = breaker.reset(*new, now);
-                if identity.replace(*new) != Some(*new) {
+                if identity.replace(*new).is_some_and(|known| known != *new) {
                     prop_assert_eq!(breaker.state().name(), "closed");
                     ledger = Ledger::default();
                 }

@@ -51,7 +51,9 @@ fn a_failed_probe_opens_it_and_a_new_identity_closes_it() {
     let later = now + SECOND;
     assert!(probe(&breaker, later).settle(Outcome::Failure(Timeout), later).is_some());
     assert!(!breaker.would_pass(later));
-    let _ = breaker.reset(Identity { reign: 1, started_at: 1 }, later).expect("closes");
+    let first = breaker.reset(Identity { reign: 1, started_at: 1 }, later);
+    assert!(first.is_none(), "it is known for the first time, and no other than before");
+    let _ = breaker.reset(Identity { reign: 2, started_at: 1 }, later).expect("closes");
     assert!(breaker.would_pass(later));
 }
 
