@@ -3,7 +3,7 @@
 //! [`decide`] takes the cluster as this agent sees it, its own PostgreSQL, the configuration and the time
 //! ([`Seen`]), and returns one [`Decision`]: what to do, from which [`Row`] of the table, why in words, when to
 //! look again, until when the lease may be renewed, and when the server is stopped if it is not. It does no
-//! IO and reads no clock. Each situation has a file; [`choose`] is the order in which they are
+//! IO and reads no clock. Each situation has a file; `choose` is the order in which they are
 //! looked at.
 //!
 //! What holds, whatever is seen:
