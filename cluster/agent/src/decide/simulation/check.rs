@@ -21,7 +21,6 @@ pub(super) struct Checker {
     promised: BTreeMap<usize, u64>,
     /// A switchover whose key was released: to whom, and from which branch.
     planned: Option<(usize, usize)>,
-    pub(super) sync_began: bool,
     pub(super) writes: u64,
     pub(super) promotions: u64,
     pub(super) switchovers: u64,
@@ -110,6 +109,16 @@ impl World {
         }
     }
 
+    /// Synchronous mode is switched off: nothing is promised any more.
+    pub(super) fn mode_changed(&mut self) {
+        if !self.is_sync() {
+            self.check.promised.clear();
+            for node in &mut self.nodes {
+                node.promises = false;
+            }
+        }
+    }
+
     /// The key is not kept for a dead server: its lease is not renewed unless the server is being started.
     pub(super) fn nobody_leads_dead(&mut self) {
         let holder = self.etcd.keys.leader.map(|(name, _)| name);
@@ -144,9 +153,10 @@ impl World {
         *all = lsn.max(*all);
         // Without a watchdog nothing stops a primary whose agent is frozen. In quorum mode the standbys that
         // have not heard of a new leader acknowledge its commits.
-        let beyond_help =
-            self.setup.rules.synchronous_mode == SyncMode::Quorum && self.is_excused(i) && !leads;
-        if self.is_sync() && self.check.sync_began && !beyond_help {
+        let beyond_help = self.etcd.keys.mode == SyncMode::Quorum && self.is_excused(i) && !leads;
+        // The promise begins when the leader has written the key.
+        let begun = self.nodes[i].promises && self.etcd.keys.sync.is_some();
+        if self.is_sync() && begun && !beyond_help {
             let promised = self.check.promised.entry(branch).or_default();
             *promised = lsn.max(*promised);
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use leaderpool::patroni::{FailoverRequest, Lsn, SystemId, Timeline};
 
 use super::world::{SEC, Time};
-use crate::decide::{MemberSeen, Moment, SyncKey};
+use crate::decide::{MemberSeen, Moment, SyncKey, SyncMode};
 
 /// All keys at one revision.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +25,8 @@ pub(super) struct Keys {
     pub(super) history: Option<Timeline>,
     pub(super) claimed: Option<Timeline>,
     pub(super) failsafe: Option<BTreeMap<String, String>>,
+    /// Of the dynamic configuration.
+    pub(super) mode: SyncMode,
 }
 
 /// What a node asks of etcd.

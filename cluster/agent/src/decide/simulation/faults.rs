@@ -1,6 +1,6 @@
 //! What goes wrong, and when.
 
-use leaderpool::patroni::FailoverRequest;
+use leaderpool::patroni::{FailoverRequest, Tags};
 
 use super::node::{Excuse, Frozen};
 use super::rng::Rng;
@@ -39,7 +39,12 @@ pub(super) enum Fault {
     Switchover {
         named: bool,
     },
-    /// An operator's failover while nobody leads, or instead of a switchover.
+    /// An operator's failover to a member.
+    Failover,
+    /// Every machine is gone at once.
+    PowerCut,
+    /// Synchronous mode is switched.
+    Mode(SyncMode),
     SlowStarts(Time),
     StartsFail(Time),
     StopsHang(Time),
@@ -75,13 +80,18 @@ pub(super) fn setup(rng: &mut Rng) -> Setup {
             std::time::Duration::ZERO,
         ]),
         use_pg_rewind: rng.chance(90),
+        maximum_lag_on_failover: rng.pick(&[1 << 20, 1 << 20, 1 << 20, 2_000]),
+        maximum_lag_on_syncnode: rng.pick(&[None, None, None, Some(1_500)]),
         ..Rules::default()
     };
+    let tagged = rng.chance(15);
+    let tags = (0..nodes).map(|_| if tagged { tags(rng) } else { Tags::default() }).collect();
     let drifts = rng.chance(50);
     let rates = (0..nodes).map(|_| if drifts { rng.range(900, 1100) } else { 1000 }).collect();
     let window = micros(ttl) * rng.range(3, 8);
     Setup {
         nodes,
+        tags,
         watchdog: rng.chance(40),
         empty: rng.chance(8),
         rates,
@@ -89,6 +99,17 @@ pub(super) fn setup(rng: &mut Rng) -> Setup {
         faults_of: None,
         mutation: None,
         rules,
+    }
+}
+
+/// A member that never leads would leave a cluster of two without one.
+fn tags(rng: &mut Rng) -> Tags {
+    let number = |name: &str, value: u64| (name.to_owned(), value.into());
+    match rng.below(6) {
+        0 => Tags { nosync: true, ..Tags::default() },
+        1 => Tags { other: [number("failover_priority", 2)].into(), ..Tags::default() },
+        2 => Tags { other: [number("sync_priority", 2)].into(), ..Tags::default() },
+        _ => Tags::default(),
     }
 }
 
@@ -101,6 +122,16 @@ pub(super) fn schedule(world: &mut World) {
         for fault in mutation.faults(ttl) {
             let at = world.rng.range(4 * SEC, quiet - SEC);
             world.at(at, Event::Fault(fault));
+        }
+    }
+    if world.setup.mutation.is_none() && world.rng.chance(15) {
+        let modes = [SyncMode::Off, SyncMode::On, SyncMode::Quorum];
+        for part in 0..world.rng.range(1, 2) {
+            // Apart from each other by more than any view lags.
+            let half = (quiet - 4 * SEC) / 2;
+            let at = 4 * SEC + part * half + world.rng.below(half / 2);
+            let mode = world.rng.pick(&modes);
+            world.at(at, Event::Fault(Fault::Mode(mode)));
         }
     }
     let count = world.rng.range(1, 10);
@@ -145,7 +176,9 @@ fn one(rng: &mut Rng, time: Time) -> Fault {
         66 => Fault::EtcdSlow(time),
         67..=68 => Fault::Revoke,
         69..=71 => Fault::DeleteKey,
-        72..=82 => Fault::Switchover { named: rng.chance(60) },
+        72..=80 => Fault::Switchover { named: rng.chance(60) },
+        81 => Fault::Failover,
+        82 => Fault::PowerCut,
         83..=85 => Fault::SlowStarts(time),
         86..=88 => Fault::StartsFail(time),
         89..=92 => Fault::StopsHang(time),
@@ -277,6 +310,27 @@ impl World {
                 let leader = Some(NAMES[leader].to_owned());
                 let request = FailoverRequest { leader, member, scheduled_at: None };
                 self.etcd.change(|keys, revision| keys.failover = Some((request, revision)));
+                self.keys_changed();
+            }
+            Fault::Failover => {
+                // In synchronous mode the operator would take the loss upon himself.
+                if !self.is_sync() {
+                    let member = Some(NAMES[self.rng.below(n as u64) as usize].to_owned());
+                    let request = FailoverRequest { leader: None, member, scheduled_at: None };
+                    self.etcd.change(|keys, revision| keys.failover = Some((request, revision)));
+                    self.keys_changed();
+                }
+            }
+            Fault::PowerCut => {
+                for i in 0..n {
+                    self.crash(i);
+                    let time = self.rng.range(SEC, 8 * SEC);
+                    self.after(time, Event::Boot(i));
+                }
+            }
+            Fault::Mode(mode) => {
+                self.etcd.change(|keys, _| keys.mode = mode);
+                self.mode_changed();
                 self.keys_changed();
             }
             Fault::SlowStarts(time) => {

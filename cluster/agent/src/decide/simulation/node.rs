@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use leaderpool::patroni::{Lsn, Tags, Timeline};
+use leaderpool::patroni::{Lsn, Timeline};
 
 use super::etcd::{Answered, Keys, Op, Request};
 use super::postgres::{Pg, Proc};
@@ -13,8 +13,8 @@ use super::world::{Event, MS, NAMES, SEC, SYSTEM, Setup, Time, World, index, mic
 use crate::decide::{
     Answer, Cluster, Control, Data, Due, Etcd, FailoverSeen, Failsafe, FencePlan, Initialize,
     Leader, LeaseClock, Me, MemberSeen, Moment, NamesInEffect, Peer, Postgres, Rewind, Row, Seen,
-    Server, StandbyRow, SyncNames, SyncSeen, Watchdog, Work, accepts_failsafe, decide, fence_plan,
-    may_ping_watchdog, watchdog_timeout,
+    Server, StandbyRow, SyncMode, SyncNames, SyncSeen, Watchdog, Work, accepts_failsafe, decide,
+    fence_plan, may_ping_watchdog, watchdog_timeout,
 };
 
 /// CLOCK_BOOTTIME of one boot of one machine.
@@ -91,6 +91,8 @@ pub(super) struct Node {
     pub(super) hangs_until: Time,
     pub(super) loop_stalls_until: Time,
     pub(super) watch_broken: bool,
+    /// Whether it has written `sync` as the leader since synchronous mode was switched on.
+    pub(super) promises: bool,
     pub(super) watched_until: Time,
     /// When the watchdog device resets the machine.
     pub(super) watchdog: Option<Time>,
@@ -149,6 +151,7 @@ impl Node {
             hangs_until: 0,
             loop_stalls_until: 0,
             watch_broken: false,
+            promises: false,
             watched_until: 0,
             watchdog: None,
             excuse: None,
@@ -189,7 +192,7 @@ impl Agent {
         let seen = Seen {
             me: Me {
                 name: NAMES[i].to_owned(),
-                tags: Tags::default(),
+                tags: setup.tags[i].clone(),
                 started: now,
                 may_bootstrap: true,
                 replica_without_leader: false,
@@ -316,6 +319,7 @@ impl World {
         let next = self.nodes[i].clock.when(decision.look_again);
         self.wake_at(i, next.max(self.now + MS));
         self.perform(i, decision);
+        self.forgets_names(i);
         self.put_member(i);
         self.arm_fence(i);
     }
@@ -400,6 +404,11 @@ impl World {
                 agent.reign_lease = None;
             }
         }
+        match self.setup.mutation {
+            Some(Mutation::IgnoreSync) if !mine => seen.rules.synchronous_mode = SyncMode::Off,
+            Some(Mutation::IgnoreSync) => seen.rules.synchronous_mode = self.etcd.keys.mode,
+            _ => {}
+        }
         let could_write = seen.could_write();
         // What is known about the data holds for one leader on one timeline.
         let leader = match &seen.cluster.leader {
@@ -416,7 +425,8 @@ impl World {
         if !could_write {
             node.watchdog = None;
         }
-        if !could_write && node.clock_lies.is_none() {
+        // A promotion that a killed agent had ordered goes on.
+        if !could_write && !node.pg.promoting && node.clock_lies.is_none() {
             node.excuse = None;
         }
     }
@@ -455,11 +465,14 @@ impl World {
         let Some(agent) = self.agent_mut(i, request.boot) else { return };
         agent.answered = agent.answered.max(Some(request.sent));
         let counted = if mutation == Some(Mutation::LeaseFromReply) { now } else { request.sent };
+        // Clocks are believed to go alike.
+        let drift = mutation == Some(Mutation::NoDrift);
+        let count = |ttl: Duration| if drift { ttl * 10 / 9 } else { ttl };
         match (&request.op, &answer) {
             (Op::Grant(ttl), Answered::Granted(id)) => {
                 if agent.lease.is_none() {
                     agent.lease = Some(*id);
-                    agent.seen.session = Some(LeaseClock { sent: counted, ttl: *ttl });
+                    agent.seen.session = Some(LeaseClock { sent: counted, ttl: count(*ttl) });
                 }
             }
             (Op::KeepAlive(id), Answered::Done(_)) => {
@@ -593,6 +606,7 @@ impl World {
             };
             FailoverSeen { request: request.clone(), due: Due::Now, since, revision: *revision }
         });
+        agent.seen.rules.synchronous_mode = keys.mode;
         cluster.history = keys.history;
         cluster.claimed = keys.claimed;
         cluster.failsafe.clone_from(&keys.failsafe);

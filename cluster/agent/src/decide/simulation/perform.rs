@@ -3,16 +3,16 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use leaderpool::patroni::MemberRole;
+use leaderpool::patroni::{Lsn, MemberRole};
 
 use super::etcd::{Answered, Op, Request};
 use super::node::{Agent, Excuse, member_value};
-use super::postgres::{PgStep, WorkDone};
+use super::postgres::{PgStep, Proc, WorkDone};
 use super::teeth::Mutation;
 use super::world::{Event, MS, NAMES, SEC, SYSTEM, World, index, trace};
 use crate::decide::{
     Action, Chore, CloneSource, ControlState, Decision, Doing, Handover, Initialize, Rewind,
-    SyncKey, SyncNames, SyncStep, Upstream, Work,
+    SyncKey, SyncMode, SyncNames, SyncStep, Upstream, Work,
 };
 
 impl World {
@@ -126,7 +126,13 @@ impl World {
                 self.write(i, Op::WriteSync(Some(key), revision));
             }
             Action::SetSyncNames(names) => self.set_names(i, names),
-            Action::ClaimTimeline(timeline) => self.write(i, Op::Claim(timeline)),
+            Action::ClaimTimeline(timeline) => {
+                if self.setup.mutation == Some(Mutation::NoClaim) {
+                    self.agent(i).seen.claimed = Some(timeline);
+                } else {
+                    self.write(i, Op::Claim(timeline));
+                }
+            }
             Action::Promote { above } => {
                 self.open_watchdog(i);
                 self.pg_promote(i, above);
@@ -140,22 +146,19 @@ impl World {
                 }
             }
             Action::Demote { stop, hand_over, .. } => {
+                let early = self.setup.mutation == Some(Mutation::ReleaseEarly);
                 if let Some(hand_over) = hand_over {
                     let agent = self.agent(i);
                     agent.seen.handover =
                         Some(Handover { to: hand_over.to, why: hand_over.why, since: now });
+                    if early {
+                        self.release(i, None);
+                    }
                 }
                 self.pg_stop(i, stop);
             }
             Action::Stop(mode) => self.pg_stop(i, mode),
-            Action::ReleaseLeader { optime, .. } => {
-                let checkpointed = self.nodes[i].pg.checkpointed;
-                let mut member = member_value(&self.agent(i).seen, checkpointed);
-                member.running = false;
-                member.role = MemberRole::Demoted;
-                let member = Rc::new(member);
-                self.write(i, Op::Release { optime, member });
-            }
+            Action::ReleaseLeader { optime, .. } => self.release(i, optime),
             Action::PingFailsafe => {
                 let agent = self.agent(i);
                 agent.seen.failsafe.asked = Some(now);
@@ -178,6 +181,29 @@ impl World {
                 let time = self.rng.range(SEC, 5 * SEC);
                 self.after(time, Event::StartAgent(i));
             }
+        }
+    }
+
+    fn release(&mut self, i: usize, optime: Option<Lsn>) {
+        let checkpointed = self.nodes[i].pg.checkpointed;
+        let mut member = member_value(&self.agent(i).seen, checkpointed);
+        member.running = false;
+        member.role = MemberRole::Demoted;
+        self.write(i, Op::Release { optime, member: Rc::new(member) });
+    }
+
+    /// With synchronous mode off and its key gone, the configuration is without names.
+    pub(super) fn forgets_names(&mut self, i: usize) {
+        let node = &self.nodes[i];
+        let Some(agent) = &node.agent else { return };
+        let off = agent.seen.rules.synchronous_mode == SyncMode::Off;
+        let leads = agent.seen.holds_key() && node.pg.proc == Proc::Primary;
+        if off
+            && leads
+            && agent.seen.cluster.sync.is_none()
+            && node.pg.names_set != SyncNames::Nobody
+        {
+            self.pg_set_names(i, SyncNames::Nobody);
         }
     }
 

@@ -2,6 +2,8 @@
 
 use super::faults::{Fault, Peers};
 use super::world::{Setup, Time};
+use leaderpool::patroni::Tags;
+
 use crate::decide::SyncMode;
 
 /// A rule that is broken on purpose, by what `run/` would do wrong.
@@ -21,10 +23,18 @@ pub(super) enum Mutation {
     FailsafeByMajority,
     /// What the others say about themselves is not looked at.
     IgnorePeers,
+    /// Clocks are taken to go at one speed.
+    NoDrift,
+    /// Who may take over in synchronous mode is not looked at.
+    IgnoreSync,
+    /// The timeline of a promotion is not claimed.
+    NoClaim,
+    /// The key is released when a switchover begins, rather than when all is received.
+    ReleaseEarly,
 }
 
 impl Mutation {
-    pub(super) const ALL: [Mutation; 7] = [
+    pub(super) const ALL: [Mutation; 11] = [
         Mutation::LeaseFromReply,
         Mutation::SyncKeyFirst,
         Mutation::PromoteWithoutKey,
@@ -32,6 +42,10 @@ impl Mutation {
         Mutation::RenewForTheDead,
         Mutation::FailsafeByMajority,
         Mutation::IgnorePeers,
+        Mutation::NoDrift,
+        Mutation::IgnoreSync,
+        Mutation::NoClaim,
+        Mutation::ReleaseEarly,
     ];
 
     /// Faults that make it show, beside the others.
@@ -51,6 +65,10 @@ impl Mutation {
             }
             Mutation::RenewForTheDead => vec![Fault::StallAndDie(ttl * 8); 3],
             Mutation::PromoteWithoutKey | Mutation::IgnorePeers => vec![Fault::Crash(ttl)],
+            Mutation::NoDrift => vec![cut, cut, cut],
+            Mutation::IgnoreSync => vec![Fault::BreakStream, Fault::Crash(ttl), Fault::Crash(ttl)],
+            Mutation::NoClaim => vec![Fault::Crash(ttl), Fault::Crash(ttl), Fault::Crash(ttl)],
+            Mutation::ReleaseEarly => vec![Fault::Switchover { named: true }; 2],
         }
     }
 
@@ -63,12 +81,16 @@ impl Mutation {
                 setup.rules.synchronous_mode = SyncMode::On;
                 setup.nodes = setup.nodes.max(3);
             }
+            Mutation::IgnoreSync => {
+                setup.rules.synchronous_mode = SyncMode::On;
+            }
+            Mutation::NoDrift => setup.rates = vec![900; setup.nodes],
+            Mutation::NoClaim => setup.rules.synchronous_mode = SyncMode::Off,
             Mutation::FailsafeByMajority => setup.rules.failsafe_mode = true,
             Mutation::IgnorePeers => setup.rules.synchronous_mode = SyncMode::Quorum,
             _ => {}
         }
-        while setup.rates.len() < setup.nodes {
-            setup.rates.push(1000);
-        }
+        setup.rates.resize(setup.nodes, 1000);
+        setup.tags.resize(setup.nodes, Tags::default());
     }
 }

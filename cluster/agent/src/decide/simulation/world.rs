@@ -5,10 +5,10 @@ use std::collections::BinaryHeap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use leaderpool::patroni::{SystemId, Timeline};
+use leaderpool::patroni::{SystemId, Tags, Timeline};
 
 use super::check::Checker;
-use super::etcd::{Answered, Etcd, Keys, Request, SCAN};
+use super::etcd::{Answered, Etcd, Keys, Op, Request, SCAN};
 use super::faults::Fault;
 use super::node::{Agent, Clock, Node};
 use super::postgres::{Branch, Pg, PgStep, WorkDone};
@@ -36,6 +36,7 @@ pub(super) struct Setup {
     pub(super) watchdog: bool,
     /// Whether the cluster is yet to be made.
     pub(super) empty: bool,
+    pub(super) tags: Vec<Tags>,
     /// Speed of each node's clock, in thousandths of etcd's.
     pub(super) rates: Vec<u64>,
     /// When faults end.
@@ -170,6 +171,7 @@ impl World {
     pub(super) fn new(setup: Setup, mut rng: Rng, traced: bool) -> Self {
         let n = setup.nodes;
         let mut etcd = Etcd::default();
+        etcd.change(|keys, _| keys.mode = setup.rules.synchronous_mode);
         if !setup.empty {
             etcd.change(|keys, revision| keys.initialize = Some((Ok(SYSTEM), revision)));
         }
@@ -272,9 +274,6 @@ impl World {
                 keys.members.keys().map(|name| NAMES[*name]).collect::<Vec<_>>(),
             ));
         }
-        if self.etcd.keys.sync.is_some() {
-            self.check.sync_began = true;
-        }
         let keys = Rc::clone(&self.etcd.keys);
         for i in 0..self.nodes.len() {
             let Some(boot) = self.nodes[i].watching() else { continue };
@@ -360,8 +359,12 @@ impl World {
                     return;
                 }
                 let (answer, changed) = self.etcd.handle(&request, self.now);
-                if changed && matches!(request.op, super::etcd::Op::Release { .. }) {
-                    self.key_released(request.node);
+                match request.op {
+                    Op::Release { .. } if changed => self.key_released(request.node),
+                    Op::WriteSync(Some(_), _) if changed && self.is_sync() => {
+                        self.nodes[request.node].promises = true;
+                    }
+                    _ => {}
                 }
                 if changed {
                     self.keys_changed();
@@ -431,7 +434,7 @@ impl World {
     }
 
     pub(super) fn is_sync(&self) -> bool {
-        self.setup.rules.synchronous_mode != SyncMode::Off
+        self.etcd.keys.mode != SyncMode::Off
     }
 }
 
