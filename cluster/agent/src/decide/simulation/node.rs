@@ -426,7 +426,8 @@ impl World {
             node.watchdog = None;
         }
         // A promotion that a killed agent had ordered goes on.
-        if !could_write && !node.pg.promoting && node.clock_lies.is_none() {
+        let counts = node.excuse == Some(Excuse::Revoked) && agent.seen.reign.is_some();
+        if !could_write && !node.pg.promoting && !counts && node.clock_lies.is_none() {
             node.excuse = None;
         }
     }
