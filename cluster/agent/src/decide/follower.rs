@@ -12,6 +12,9 @@ use super::starting::{checks_rewind, leads_already, running_diverged};
 /// How long a standby may be without a stream before its data are suspected.
 const WITHOUT_STREAM: Duration = Duration::from_secs(1);
 
+/// When it is looked at again whether data can follow that should, and do not.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
 /// How old answers may be that were asked for when the stream broke.
 const ANSWERS_AGE: Duration = Duration::from_secs(5);
 
@@ -60,6 +63,12 @@ pub(super) fn rows(
             Rewind::Needed => {
                 return Row::LeaderNotCheckpointed
                     .waits(format!("{leader} has yet to make its first checkpoint as the leader"));
+            }
+            Rewind::NotNeeded
+                if seen.postgres.rewind_tried.is_none_or(|at| now >= at + LOOK_AGAIN) =>
+            {
+                let why = format!("nothing streams from {leader}, though it should: why?");
+                return checks_rewind(seen, now, leader, why);
             }
             Rewind::NotNeeded | Rewind::Failed(_) => {}
         }

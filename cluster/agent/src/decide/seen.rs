@@ -427,7 +427,7 @@ pub struct Control {
 }
 
 /// Whether the data can follow the present leader on its present timeline. Back to
-/// [`Unknown`](Rewind::Unknown) when either changes.
+/// [`Unknown`](Rewind::Unknown) when either changes, and when the own server has taken writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rewind {
     /// Nobody has looked.
@@ -451,7 +451,7 @@ pub struct Postgres {
     pub control: Option<Control>,
     /// Whether the data can follow the leader.
     pub rewind: Rewind,
-    /// When that was last looked at in vain, or rewinding was given up for want of a leader to reach.
+    /// When that was last looked at, or rewinding was last tried.
     pub rewind_tried: Option<Moment>,
     /// How often the server ended without having been told to, since it last ran for
     /// `primary_start_timeout`.
@@ -519,7 +519,8 @@ pub enum Work {
     Bootstrap,
     /// The data are being copied from elsewhere.
     Clone,
-    /// The server is being promoted.
+    /// The server is being promoted. A process that begins anew must know of it: it is noted beside the data
+    /// before it is ordered, for an order that was given is carried out, whoever has died meanwhile.
     Promote,
     /// The server is being restarted, as an operator asked.
     Restart,

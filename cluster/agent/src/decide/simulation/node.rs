@@ -11,10 +11,10 @@ use super::postgres::{Pg, Proc};
 use super::teeth::Mutation;
 use super::world::{Event, MS, NAMES, SEC, SYSTEM, Setup, Time, World, index, micros, trace};
 use crate::decide::{
-    Answer, Cluster, Control, Data, Due, Etcd, FailoverSeen, Failsafe, FencePlan, Initialize,
-    Leader, LeaseClock, Me, MemberSeen, Moment, NamesInEffect, Peer, Postgres, Rewind, Row, Seen,
-    Server, StandbyRow, SyncMode, SyncNames, SyncSeen, Watchdog, Work, accepts_failsafe, decide,
-    fence_plan, may_ping_watchdog, watchdog_timeout,
+    Answer, Cluster, Control, Data, Doing, Due, Etcd, FailoverSeen, Failsafe, FencePlan,
+    Initialize, Leader, LeaseClock, Me, MemberSeen, Moment, NamesInEffect, Peer, Postgres, Rewind,
+    Row, Seen, Server, StandbyRow, SyncMode, SyncNames, SyncSeen, Watchdog, Work, accepts_failsafe,
+    decide, fence_plan, may_ping_watchdog, watchdog_timeout,
 };
 
 /// CLOCK_BOOTTIME of one boot of one machine.
@@ -357,6 +357,12 @@ impl World {
             }),
             Proc::Starting { .. } | Proc::Primary | Proc::Standby => None,
         };
+        if pg.promoting && seen.doing.is_none() {
+            seen.doing = Some(Doing { work: Work::Promote, since: pg.since });
+        }
+        if pg.proc == Proc::Primary {
+            seen.postgres.rewind = Rewind::Unknown;
+        }
         if !pg.promoting && seen.doing.is_some_and(|doing| doing.work == Work::Promote) {
             seen.doing = None;
         }
