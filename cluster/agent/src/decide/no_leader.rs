@@ -162,11 +162,23 @@ fn request<'a>(seen: &'a Seen, now: Moment) -> Request<'a> {
     }
 }
 
-/// Whether the last leader's own member key says that it has stopped leading. It says so in the transaction
-/// that releases the key; Patroni's says so soon after.
-fn was_released(seen: &Seen, last: Option<&str>) -> bool {
-    let member = last.and_then(|last| seen.cluster.members.get(last));
-    member.is_some_and(|member| !member.running && member.role != MemberRole::Primary)
+/// Since when surely nobody has led: only what others have said since then tells how far they are.
+fn free_since(seen: &Seen, now: Moment) -> Moment {
+    let Leader::Absent { since, last, over: ended, .. } = &seen.cluster.leader else { return now };
+    let mut free = ended.unwrap_or(*since).max(*since);
+    for (name, peer) in seen.peers.iter().filter(|(name, _)| **name != seen.me.name) {
+        let claims = peer.answer.as_ref().filter(|answer| answer.leads && answer.asked >= *since);
+        if let Some(answer) = claims {
+            free = free.max(answer.asked + over(seen.rules.ttl));
+        }
+        let member = seen.cluster.members.get(name);
+        let led = (ended.is_none() && last.as_ref() == Some(name))
+            || member.is_some_and(|member| member.role == MemberRole::Primary);
+        if led {
+            free = free.max(peer.denies_since.unwrap_or(now));
+        }
+    }
+    free
 }
 
 /// The rows of a running server that has no key and whose cluster has no leader.
@@ -199,14 +211,17 @@ pub(super) fn race(seen: &Seen, now: Moment) -> Choice {
                 .waits("the key `sync` does not name this member: it may lack commits");
         }
     };
-    let named = manual == Some(true) || (manual.is_some() && was_released(seen, last));
+    let free = free_since(seen, now);
+    let released =
+        last.and_then(|last| seen.cluster.members.get(last)).is_some_and(MemberSeen::has_stopped);
+    let named = manual == Some(true) || (manual.is_some() && released);
     if !named
-        && let Some(choice) = lags(seen, mine).or_else(|| behind(seen, now, since, last, mine))
+        && let Some(choice) = lags(seen, mine).or_else(|| behind(seen, now, free, last, mine))
     {
         return choice;
     }
     if votes > 0
-        && let Some(choice) = votes_lack(seen, now, since, mine, votes)
+        && let Some(choice) = votes_lack(seen, now, free, mine, votes)
     {
         return choice;
     }
@@ -258,8 +273,9 @@ fn last_leader_lives(
     }
     // An expired lease takes the member key with it. One that is still there, and does not say that it has
     // released the key, shows that the key alone was deleted.
+    let ended = matches!(seen.cluster.leader, Leader::Absent { over: Some(_), .. });
     let suspect = |name: &str, member: &MemberSeen| {
-        let held = Some(name) == last && !was_released(seen, last);
+        let held = Some(name) == last && !ended;
         let peer = seen.peers.get(name);
         let denies = peer.and_then(|peer| peer.answer.as_ref()).is_some_and(|answer| !answer.leads);
         (held || member.role == MemberRole::Primary)
@@ -296,16 +312,16 @@ fn lags(seen: &Seen, mine: Position) -> Option<Choice> {
 fn behind(
     seen: &Seen,
     now: Moment,
-    since: Moment,
+    free: Moment,
     last: Option<&str>,
     mine: Position,
 ) -> Option<Choice> {
-    // Since the stream from the leader broke nothing has moved: answers from then on hold.
-    let still = match seen.postgres.server {
-        Server::Standby { stream_lost: Some(lost), .. } => lost.min(since),
-        _ => since,
+    let after = free.max(now - ANSWERS_AGE);
+    // Who was asked when the stream from the leader broke and did not answer need not be waited for again.
+    let before = match seen.postgres.server {
+        Server::Standby { stream_lost: Some(lost), .. } => lost.min(after).max(now - ANSWERS_AGE),
+        _ => after,
     };
-    let after = still.max(now - ANSWERS_AGE);
     let mut ask = Vec::new();
     let mut waits: Option<Moment> = None;
     let others = seen.others().map(|(name, member)| (name, failover_priority(&member.tags)));
@@ -326,14 +342,18 @@ fn behind(
                 && answer.limitation.is_none()
                 && may_race_too(seen, name);
             let up = peer.running_since.unwrap_or(answer.asked);
-            let end = since.max(up) + patience(seen);
+            let end = free.max(up) + patience(seen);
             if first && able && now < end {
                 let reason =
                     format!("{name} goes first: at {} on timeline {}", answer.lsn, answer.timeline);
                 return Some(Row::PeerGoesFirst.waits(reason).until(end).in_(AGAIN, now));
             }
-        } else if peer.refused(after) {
+        } else if peer.refused(after) || (peer.refused(before) && !peer.answered(before)) {
             // It is down.
+        } else if !peer.answered(before)
+            && peer.asked.is_some_and(|asked| asked >= before && now >= asked + ANSWER_LIMIT)
+        {
+            // It was silent.
         } else if peer.asked.is_none_or(|asked| asked < after) {
             ask.push(name.to_owned());
         } else if let Some(asked) = peer.asked
@@ -363,11 +383,11 @@ fn may_race_too(seen: &Seen, name: &str) -> bool {
 }
 
 /// Too few of the standbys and the leader say that they are not ahead. Unlike rank this is no preference: they
-/// are asked after the key went, and there is no end of waiting for them.
+/// are asked after the last leader's lease was over, and there is no end of waiting for them.
 fn votes_lack(
     seen: &Seen,
     now: Moment,
-    since: Moment,
+    free: Moment,
     mine: Position,
     needed: usize,
 ) -> Option<Choice> {
@@ -378,7 +398,7 @@ fn votes_lack(
     for name in voters {
         let peer = seen.peers.get(name);
         let answer = peer.and_then(|peer| peer.answer.as_ref());
-        match answer.filter(|answer| answer.asked >= since) {
+        match answer.filter(|answer| answer.asked >= free) {
             Some(answer) if answer.running => {
                 let place = Position { timeline: answer.timeline, lsn: answer.lsn };
                 if place <= mine {
@@ -388,7 +408,7 @@ fn votes_lack(
             }
             _ => {}
         }
-        let asked = peer.and_then(|peer| peer.asked).filter(|asked| *asked >= since);
+        let asked = peer.and_then(|peer| peer.asked).filter(|asked| *asked >= free);
         if asked.is_none_or(|asked| now >= asked + AGAIN) {
             ask.push(name.clone());
         }

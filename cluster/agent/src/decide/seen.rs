@@ -185,6 +185,10 @@ pub enum Leader {
         verified: bool,
         /// Whether another member has held it since this one did.
         taken: bool,
+        /// When the last leader's lease was first seen to be over: its member key is gone too, or says that it
+        /// has stopped. `None` while it may be alive. When nobody is known to have led, when the key was first
+        /// seen to be absent.
+        over: Option<Moment>,
     },
 }
 
@@ -301,6 +305,8 @@ pub struct Peer {
     pub answer: Option<Answer>,
     /// When the first of an unbroken series of answers came that said that its server runs.
     pub running_since: Option<Moment>,
+    /// When the first of an unbroken series of answers was asked for that said that it does not lead.
+    pub denies_since: Option<Moment>,
 }
 
 /// One answer of `GET /patroni`.
@@ -561,6 +567,15 @@ pub struct Handover {
     pub why: HandoverWhy,
     /// Since when.
     pub since: Moment,
+}
+
+impl MemberSeen {
+    /// Whether it says that it has stopped for good. A leader of ours says so in the transaction that releases
+    /// the key, Patroni soon after.
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        !self.running && self.role != MemberRole::Primary
+    }
 }
 
 impl Seen {

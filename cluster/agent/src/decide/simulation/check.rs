@@ -162,7 +162,7 @@ impl World {
         }
     }
 
-    /// The leader key was released.
+    /// The leader key was released by a server that was shut down.
     pub(super) fn key_released(&mut self, i: usize) {
         let handover = self.nodes[i].agent.as_ref().and_then(|agent| agent.seen.handover.as_ref());
         self.check.planned = handover

@@ -201,7 +201,13 @@ impl Agent {
             etcd: Etcd::Unknown,
             cluster: Cluster {
                 initialize: Initialize::Absent,
-                leader: Leader::Absent { since: now, last: None, verified: false, taken: false },
+                leader: Leader::Absent {
+                    since: now,
+                    last: None,
+                    verified: false,
+                    taken: false,
+                    over: Some(now),
+                },
                 members: BTreeMap::new(),
                 optime: None,
                 sync: None,
@@ -566,8 +572,13 @@ impl World {
             None => {
                 if let Leader::Held { by, .. } = &cluster.leader {
                     let last = Some(by.clone());
-                    cluster.leader =
-                        Leader::Absent { since: now, last, verified: false, taken: agent.taken };
+                    cluster.leader = Leader::Absent {
+                        since: now,
+                        last,
+                        verified: false,
+                        taken: agent.taken,
+                        over: None,
+                    };
                 }
             }
         }
@@ -598,6 +609,12 @@ impl World {
                 None => {
                     cluster.members.insert(NAMES[*j].to_owned(), (**member).clone());
                 }
+            }
+        }
+        if let Leader::Absent { last: Some(last), over, .. } = &mut cluster.leader {
+            let member = cluster.members.get(last);
+            if over.is_none() && member.is_none_or(MemberSeen::has_stopped) {
+                *over = Some(now);
             }
         }
         cluster.optime = keys.status;
@@ -880,6 +897,7 @@ impl World {
         match answer {
             None => {
                 peer.failed = peer.failed.max(Some(asked));
+                peer.denies_since = None;
                 peer.running_since = None;
             }
             Some(mut answer) => {
@@ -893,6 +911,11 @@ impl World {
                     peer.running_since.get_or_insert(now);
                 } else {
                     peer.running_since = None;
+                }
+                if answer.leads {
+                    peer.denies_since = None;
+                } else {
+                    peer.denies_since.get_or_insert(asked);
                 }
                 if peer.answer.as_ref().is_none_or(|known| known.asked <= answer.asked) {
                     peer.answer = Some(answer);

@@ -152,7 +152,7 @@ impl World {
                     agent.seen.handover =
                         Some(Handover { to: hand_over.to, why: hand_over.why, since: now });
                     if early {
-                        self.release(i, None);
+                        self.release(i, Some(Lsn(self.nodes[i].pg.lsn)));
                     }
                 }
                 self.pg_stop(i, stop);

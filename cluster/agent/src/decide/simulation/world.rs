@@ -360,7 +360,9 @@ impl World {
                 }
                 let (answer, changed) = self.etcd.handle(&request, self.now);
                 match request.op {
-                    Op::Release { .. } if changed => self.key_released(request.node),
+                    Op::Release { optime: Some(_), .. } if changed => {
+                        self.key_released(request.node)
+                    }
                     Op::WriteSync(Some(_), _) if changed && self.is_sync() => {
                         self.nodes[request.node].promises = true;
                     }

@@ -29,8 +29,13 @@ fn spent(seen: &mut Seen, seconds: u64) {
 }
 
 fn must_not_write() -> Vec<Case> {
-    let absent =
-        |taken| Leader::Absent { since: ago(5), last: Some("a".into()), verified: false, taken };
+    let absent = |taken| Leader::Absent {
+        since: ago(5),
+        last: Some("a".into()),
+        verified: false,
+        taken,
+        over: Some(ago(400)),
+    };
     vec![
         case(
             Row::FenceDue,
@@ -478,8 +483,13 @@ fn no_data() -> Vec<Case> {
             s.cluster.initialize = initialize;
             if initialize != Initialize::Done(SYSTEM) {
                 s.cluster.members.clear();
-                s.cluster.leader =
-                    Leader::Absent { since: ago(9_000), last: None, verified: false, taken: false };
+                s.cluster.leader = Leader::Absent {
+                    since: ago(9_000),
+                    last: None,
+                    verified: false,
+                    taken: false,
+                    over: Some(ago(400)),
+                };
             }
         }
     };

@@ -28,6 +28,7 @@ fn primary() -> Vec<Case> {
                     last: Some("a".into()),
                     verified: false,
                     taken: false,
+                    over: Some(ago(400)),
                 };
             },
             "VerifyLeaderKey",
@@ -195,6 +196,7 @@ fn stands_back() -> Vec<Case> {
                     last: Some("a".into()),
                     verified: false,
                     taken: false,
+                    over: Some(ago(11_000)),
                 };
             },
             "AcquireLeader",
@@ -223,6 +225,9 @@ fn stands_back() -> Vec<Case> {
             "the key was deleted by hand",
             nobody(),
             |s| {
+                if let Leader::Absent { over, .. } = &mut s.cluster.leader {
+                    *over = None;
+                }
                 s.cluster.members.insert("a".into(), standby().cluster.members["a"].clone());
                 s.peers.remove("a");
             },
@@ -233,6 +238,9 @@ fn stands_back() -> Vec<Case> {
             "it does not answer, and its lease is alive",
             nobody(),
             |s| {
+                if let Leader::Absent { over, .. } = &mut s.cluster.leader {
+                    *over = None;
+                }
                 s.cluster.members.insert("a".into(), standby().cluster.members["a"].clone());
                 s.peers.insert("a".into(), Peer { asked: Some(ago(100)), ..Peer::default() });
             },
@@ -328,6 +336,7 @@ fn race() -> Vec<Case> {
                     last: Some("a".into()),
                     verified: false,
                     taken: false,
+                    over: Some(ago(11_000)),
                 };
             },
             "AcquireLeader",
@@ -428,15 +437,25 @@ fn race() -> Vec<Case> {
         ),
         case(
             Row::VotesLack,
-            "quorum: it answered before the key went",
+            "quorum: the vote is missing, however long",
             nobody(),
             |s| {
                 quorum(s, 1, &["b", "c"]);
-                let peer = s.peers.get_mut("c").expect("c");
-                (peer.asked, peer.answer.as_mut().expect("answer").asked) =
-                    (Some(ago(500)), ago(500));
+                s.peers.insert("c".into(), Peer { asked: Some(ago(350)), ..Peer::default() });
             },
             r#"AskPeers(["c""#,
+        ),
+        case(
+            Row::PeersAsked,
+            "quorum: it answered before the lease was over",
+            nobody(),
+            |s| {
+                quorum(s, 1, &["b", "c"]);
+                if let Leader::Absent { over, .. } = &mut s.cluster.leader {
+                    *over = Some(ago(200));
+                }
+            },
+            r#"AskPeers(["c"])"#,
         ),
         case(
             Row::Acquires,

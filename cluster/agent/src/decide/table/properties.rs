@@ -72,6 +72,7 @@ fn cluster(rng: &mut Rng, cluster: &mut Cluster) {
             last: maybe(rng, 80, |rng| rng.pick(&["a", "b", "c"]).to_owned()),
             verified: rng.chance(60),
             taken: rng.chance(15),
+            over: maybe(rng, 80, moment),
         },
     };
     if rng.chance(10) {

@@ -129,8 +129,13 @@ pub(super) fn control(state: ControlState) -> Option<Control> {
 /// `b`; the lease of `a` ran out 400 ms ago, and `c` has said since that it is as far.
 pub(super) fn nobody() -> Seen {
     let mut seen = standby();
-    seen.cluster.leader =
-        Leader::Absent { since: ago(400), last: Some("a".into()), verified: false, taken: false };
+    seen.cluster.leader = Leader::Absent {
+        since: ago(400),
+        last: Some("a".into()),
+        verified: false,
+        taken: false,
+        over: Some(ago(400)),
+    };
     seen.cluster.members.remove("a");
     stream_lost(&mut seen, 5_000);
     answers(&mut seen, "c", 5000);
@@ -149,8 +154,13 @@ pub(super) fn winner() -> Seen {
 /// `a`, a primary whose key is gone.
 pub(super) fn keyless() -> Seen {
     let mut seen = leader();
-    seen.cluster.leader =
-        Leader::Absent { since: ago(20), last: Some("a".into()), verified: true, taken: false };
+    seen.cluster.leader = Leader::Absent {
+        since: ago(20),
+        last: Some("a".into()),
+        verified: true,
+        taken: false,
+        over: None,
+    };
     seen
 }
 
@@ -197,6 +207,7 @@ pub(super) fn answers(seen: &mut Seen, name: &str, lsn: u64) {
         failed: None,
         answer: Some(answer),
         running_since: Some(ago(90_000)),
+        denies_since: Some(ago(90_000)),
     };
     seen.peers.insert(name.into(), peer);
 }
