@@ -177,9 +177,10 @@ pub enum Leader {
     },
     /// It is not.
     Absent {
-        /// When that was first seen.
+        /// When that was first seen. Anew after each gap in the watch, even where it was absent before and
+        /// after: somebody may have led meanwhile.
         since: Moment,
-        /// Who held it last, where that is known.
+        /// Who held it last, where that is known, and no gap lies between.
         last: Option<String>,
         /// Whether a linearizable read, sent after that was seen, has confirmed it.
         verified: bool,

@@ -518,10 +518,16 @@ impl World {
             }
             (Op::Read(verify), Answered::Keys(keys)) => {
                 let keys = Rc::clone(keys);
-                self.nodes[i].watch_broken = false;
                 let (boot, verify) = (request.boot, *verify);
-                let known = self.agent_mut(i, boot).is_some_and(|a| a.revision == keys.revision);
-                self.agent_sees(i, boot, &keys);
+                let known = self.agent_mut(i, boot).is_some_and(|a| a.revision >= keys.revision);
+                // While the watch holds, the read only proves that it does.
+                // A new one begins at what was read, if nothing was missed since.
+                let broken = self.nodes[i].watch_broken;
+                self.nodes[i].watch_broken &= self.etcd.keys.revision > keys.revision;
+                let Some(agent) = self.agent_mut(i, boot) else { return };
+                if broken || agent.revision < 0 {
+                    self.agent_sees(i, boot, &keys, true);
+                }
                 let Some(agent) = self.agent_mut(i, boot) else { return };
                 if let Leader::Absent { verified, .. } = &mut agent.seen.cluster.leader
                     && verify
@@ -538,7 +544,7 @@ impl World {
     }
 
     /// The keys have changed, or were read.
-    pub(super) fn agent_sees(&mut self, i: usize, boot: u32, keys: &Rc<Keys>) {
+    pub(super) fn agent_sees(&mut self, i: usize, boot: u32, keys: &Rc<Keys>, gap: bool) {
         let now = self.local(i);
         let Some(agent) = self.agent_mut(i, boot) else { return };
         if keys.revision <= agent.revision {
@@ -570,6 +576,16 @@ impl World {
                 cluster.leader = Leader::Held { by: by.to_owned(), attached };
             }
             None => {
+                if gap && matches!(cluster.leader, Leader::Absent { .. }) {
+                    // Somebody may have led meanwhile.
+                    cluster.leader = Leader::Absent {
+                        since: now,
+                        last: None,
+                        verified: false,
+                        taken: agent.taken,
+                        over: Some(now),
+                    };
+                }
                 if let Leader::Held { by, .. } = &cluster.leader {
                     let last = Some(by.clone());
                     cluster.leader = Leader::Absent {

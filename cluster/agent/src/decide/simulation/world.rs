@@ -380,7 +380,7 @@ impl World {
                 }
             }
             Event::FromEtcd(request, answer) => self.etcd_answers(request, answer),
-            Event::Watch(i, boot, keys) => self.agent_sees(i, boot, &keys),
+            Event::Watch(i, boot, keys) => self.agent_sees(i, boot, &keys, false),
             Event::Ask { from, boot, to, asked } => self.peer_is_asked(from, boot, to, asked),
             Event::Told { to, boot, by, asked, answer } => {
                 self.peer_answers(to, boot, by, asked, answer);
