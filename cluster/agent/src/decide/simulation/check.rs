@@ -28,6 +28,8 @@ pub(super) struct Checker {
     pub(super) watchdog_resets: u64,
     pub(super) excused: u64,
     pub(super) last_acked: Time,
+    /// When commits were acknowledged, where somebody wants to know.
+    pub(super) acks: Option<Vec<Time>>,
     /// Since when the holder of the key has had no server, and who that is.
     dead: Option<(usize, Time)>,
 }
@@ -35,6 +37,11 @@ pub(super) struct Checker {
 impl Checker {
     fn fail(&mut self, what: String) {
         self.violation.get_or_insert(what);
+    }
+
+    /// A new leader of etcd has given every lease its full ttl again.
+    pub(super) fn leases_prolonged(&mut self) {
+        self.dead = None;
     }
 
     /// No two promotions make the same timeline.
@@ -134,7 +141,7 @@ impl World {
         };
         match self.check.dead {
             Some((known, since)) if known == dead => {
-                // What was left of it, one more for a new leader of etcd, and the scan.
+                // What the loop may renew it for, itself, and the scan.
                 let bound = 2 * micros(self.setup.rules.ttl) + 2 * SEC;
                 if self.now > since + bound {
                     let what = format!("{} keeps the leader key for a dead server", NAMES[dead]);
@@ -148,6 +155,9 @@ impl World {
     /// A commit was acknowledged.
     pub(super) fn acknowledged(&mut self, i: usize, branch: usize, lsn: u64) {
         self.check.last_acked = self.now;
+        if let Some(acks) = &mut self.check.acks {
+            acks.push(self.now);
+        }
         let leads = self.etcd.keys.leader.is_some_and(|(name, _)| name == i);
         let all = self.check.acked.entry(branch).or_default();
         *all = lsn.max(*all);

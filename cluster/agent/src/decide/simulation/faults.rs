@@ -50,6 +50,11 @@ pub(super) enum Fault {
     StopsHang(Time),
     Storm(Time),
     BreakStream,
+    /// One thing of the above, to the leader, whoever that is.
+    SwitchLeader,
+    KillLeader,
+    StopLeader,
+    LoseLeader,
     /// Everything is well again.
     Quiet,
 }
@@ -279,12 +284,14 @@ impl World {
                 let election = self.rng.below(SEC);
                 // Leases are prolonged by whoever leads when it is back.
                 self.etcd.leader_changes(self.now + time, election);
+                self.check.leases_prolonged();
             }
             Fault::EtcdLeader => {
                 let gap = self.rng.range(200 * MS, 2 * SEC);
                 self.etcd.down_until = self.etcd.down_until.max(self.now + gap);
                 let election = self.rng.below(SEC);
                 self.etcd.leader_changes(self.now + gap, election);
+                self.check.leases_prolonged();
             }
             Fault::EtcdSlow(time) => self.etcd.slow_until = self.now + time,
             Fault::Revoke => {
@@ -353,7 +360,31 @@ impl World {
                     self.send(i, from, Event::Broken(from, connection));
                 }
             }
+            Fault::SwitchLeader | Fault::KillLeader | Fault::StopLeader | Fault::LoseLeader => {
+                self.strike_leader(fault);
+            }
             Fault::Quiet => self.all_is_well_again(),
+        }
+    }
+
+    fn strike_leader(&mut self, fault: Fault) {
+        let Some((leader, _)) = self.etcd.keys.leader else { return };
+        match fault {
+            Fault::KillLeader => self.pg_dies(leader),
+            Fault::LoseLeader => self.crash(leader),
+            Fault::StopLeader => {
+                let now = self.local(leader);
+                if let Some(agent) = &mut self.nodes[leader].agent {
+                    agent.seen.stopping = Some(now);
+                    self.wake(leader);
+                }
+            }
+            _ => {
+                let leader = Some(NAMES[leader].to_owned());
+                let request = FailoverRequest { leader, member: None, scheduled_at: None };
+                self.etcd.change(|keys, revision| keys.failover = Some((request, revision)));
+                self.keys_changed();
+            }
         }
     }
 

@@ -29,6 +29,7 @@ mod node;
 mod perform;
 mod postgres;
 pub(super) mod rng;
+mod speed;
 mod teeth;
 mod world;
 
@@ -199,7 +200,7 @@ fn no_seed_breaks_a_rule() {
 #[test]
 fn broken_rules_are_caught() {
     for mutation in Mutation::ALL {
-        let (failed, _) = search(3_000, Some(mutation));
+        let (failed, _) = search(6_000, Some(mutation));
         match failed {
             Some((seed, violation)) => {
                 println!("{mutation:?}: seed {seed}: {violation}");

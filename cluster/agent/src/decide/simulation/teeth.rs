@@ -61,13 +61,19 @@ impl Mutation {
                 vec![some, some, some]
             }
             Mutation::SyncKeyFirst => {
-                vec![Fault::BreakStream, Fault::BreakStream, Fault::Crash(ttl)]
+                vec![
+                    Fault::BreakStream,
+                    Fault::BreakStream,
+                    Fault::BreakStream,
+                    Fault::Crash(ttl),
+                    Fault::Crash(ttl),
+                ]
             }
             Mutation::RenewForTheDead => vec![Fault::StallAndDie(ttl * 8); 3],
             Mutation::PromoteWithoutKey | Mutation::IgnorePeers => vec![Fault::Crash(ttl)],
             Mutation::NoDrift => vec![cut, cut, cut],
             Mutation::IgnoreSync => vec![Fault::BreakStream, Fault::Crash(ttl), Fault::Crash(ttl)],
-            Mutation::NoClaim => vec![Fault::Crash(ttl), Fault::Crash(ttl), Fault::Crash(ttl)],
+            Mutation::NoClaim => vec![Fault::Crash(ttl); 6],
             Mutation::ReleaseEarly => vec![Fault::Switchover { named: true }; 2],
         }
     }

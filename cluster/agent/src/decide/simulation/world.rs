@@ -148,6 +148,8 @@ pub(super) struct World {
     cut: Vec<Vec<bool>>,
     /// Until when messages are slow, and some are lost.
     pub(super) storm_until: Time,
+    /// How often each client writes.
+    pub(super) client_pace: Time,
     next_connection: u64,
     pub(super) check: Checker,
     pub(super) trace: Option<Vec<String>>,
@@ -191,6 +193,8 @@ impl World {
             branches: vec![Branch { timeline: Timeline(1), parent: None }],
             cut: vec![vec![false; n + 1]; n + 1],
             storm_until: 0,
+            // About a hundred writes in a ttl, whatever that is.
+            client_pace: micros(setup.rules.ttl) / 100,
             next_connection: 0,
             check: Checker::default(),
             trace: traced.then(Vec::new),
@@ -405,7 +409,8 @@ impl World {
             Event::Broken(i, connection) => self.stream_breaks(i, connection),
             Event::Client => {
                 self.clients_write();
-                let again = 40 * MS + self.rng.below(60 * MS);
+                let pace = self.client_pace;
+                let again = self.rng.range(pace * 4 / 5, pace * 4 / 3);
                 self.after(again, Event::Client);
             }
             Event::Fault(fault) => self.strike(fault),
