@@ -215,8 +215,7 @@ pub(super) fn race(seen: &Seen, now: Moment) -> Choice {
     let released =
         last.and_then(|last| seen.cluster.members.get(last)).is_some_and(MemberSeen::has_stopped);
     let named = manual == Some(true) || (manual.is_some() && released);
-    if !named
-        && let Some(choice) = lags(seen, mine).or_else(|| behind(seen, now, free, last, mine))
+    if !named && let Some(choice) = lags(seen, mine).or_else(|| behind(seen, now, free, last, mine))
     {
         return choice;
     }

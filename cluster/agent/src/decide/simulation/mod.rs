@@ -25,10 +25,13 @@
 mod check;
 mod etcd;
 mod faults;
+mod machine;
 mod node;
+mod peers;
 mod perform;
 mod postgres;
 pub(super) mod rng;
+mod session;
 mod speed;
 mod teeth;
 mod world;

@@ -365,7 +365,7 @@ impl World {
                 let (answer, changed) = self.etcd.handle(&request, self.now);
                 match request.op {
                     Op::Release { optime: Some(_), .. } if changed => {
-                        self.key_released(request.node)
+                        self.key_released(request.node);
                     }
                     Op::WriteSync(Some(_), _) if changed && self.is_sync() => {
                         self.nodes[request.node].promises = true;

@@ -2,6 +2,7 @@
 
 mod cases;
 mod cases_of_the_race;
+mod cases_of_the_server;
 mod properties;
 mod scene;
 mod sync_steps;
@@ -33,6 +34,7 @@ fn case(
 
 fn cases() -> Vec<Case> {
     let mut cases = cases::cases();
+    cases.extend(cases_of_the_server::cases());
     cases.extend(cases_of_the_race::cases());
     cases
 }
